@@ -1,0 +1,60 @@
+# The two commands: `make demo` and `make test`. Both create .venv when it is missing or stale.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# 3.11 first: there torch installs as a small CPU build. A name on PATH may be a shim that
+# fails when called, so every candidate is run.
+CANDIDATES := python3.11 python3.12 python3.13 python3 python
+USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format experiments clean
+
+help:
+	@echo "make demo         fit the wind model, print its report, write runs/wind/"
+	@echo "make test         run the test suite"
+	@echo "make lint         ruff and mypy"
+	@echo "make experiments  rerun every experiment and rewrite experiments/results/"
+	@echo "make clean        remove .venv, runs/ and caches"
+
+demo: $(STAMP)
+	$(BIN)/python -m experiments.demo --out runs/wind
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+experiments: $(STAMP)
+	@set -e; for file in experiments/[a-z]*.py; do \
+	  echo "== $$file"; $(BIN)/python -m experiments.$$(basename $$file .py); done
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	if ! $(BIN)/python -c "$(USABLE)" >/dev/null 2>&1; then \
+	  python=""; \
+	  for name in $(PYTHON) $(CANDIDATES); do \
+	    if $$name -c "$(USABLE)" >/dev/null 2>&1; then python=$$name; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "ebm_pp needs Python 3.11, 3.12 or 3.13 with venv; tried: $(PYTHON) $(CANDIDATES)." >&2; \
+	    echo "Install one (Debian: python3-venv too), or name it: make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "creating $(VENV) with $$($$python --version)"; \
+	  rm -rf $(VENV); $$python -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet -e ".[test]" -c constraints.txt
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+"""How to fit: one frozen record, its defaults set by measurement."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Objective = Literal["discriminator", "importance", "normalised"]
+GeneratorLoss = Literal["weighted_forward_kl", "reverse_kl", "score_function", "jensen"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to fit. The defaults are set by measurement (experiments/results).
+
+    Attributes:
+        objective: the energy's loss; `discriminator` is [F16]'s.
+        generator_loss: the generator's loss; `reverse_kl` is [F16]'s, `weighted_forward_kl` keeps
+            the modes that the data have.
+        rounds: at most so many rounds.
+        pool: draws of the mixture a round; also the most rows of data a round scores.
+        batch: rows of data an energy step, rows a generator step.
+        nu: draws per datum in an energy step.
+        base_share: alpha, the share of the base measure in the mixture (0 for improper bases).
+        energy_steps: K.
+        generator_steps: J of the first round.
+        generator_steps_max: J doubles up to this while the generator lags, and halves down to 0
+            while it does not.
+        ess_target: the generator lags while its ESS fraction is below this (or k-hat too high).
+        energy_lr: learning rate of Adam for the energy, cosine-decayed to 0 over the run.
+        generator_lr: the same for the generator.
+        offset: "newton" solves the offset b exactly as it goes; "gradient" learns it like [F16].
+        offset_lr: learning rate of b under "gradient".
+        warm_start_steps: maximum-likelihood steps of the generator on the data before round 1.
+        warm_start_lr: their learning rate.
+        likelihood_weight: adds w(t) E_p[-log q] to reverse_kl, w falling linearly to 0.
+        clip: largest gradient norm of a step, of either player.
+        average: decay a step of the moving average of the energy's parameters that is evaluated
+            and returned.
+        temper_ess: with a given density, a round moves the annealed target on as far as this ESS
+            fraction of the pool allows.
+        memory: with a given density, this many past pools stay in the generator's maximum
+            likelihood.
+        patience: rounds without a better held-out log-likelihood (by a standard error), with a
+            healthy generator, after which the run ends.
+        diagnose_every: rounds between diagnoses.
+        seed: of all randomness; the global random stream is left alone.
+        progress: show a progress bar.
+    """
+
+    objective: Objective = "discriminator"
+    generator_loss: GeneratorLoss = "weighted_forward_kl"
+    rounds: int = 60
+    pool: int = 8192
+    batch: int = 512
+    nu: int = 4
+    base_share: float = 0.2
+    energy_steps: int = 50
+    generator_steps: int = 10
+    generator_steps_max: int = 20
+    ess_target: float = 0.9
+    energy_lr: float = 5e-3
+    generator_lr: float = 1e-3
+    offset: Literal["newton", "gradient"] = "newton"
+    offset_lr: float = 1e-2
+    warm_start_steps: int = 500
+    warm_start_lr: float = 2e-3
+    likelihood_weight: float = 0.0
+    clip: float = 5.0
+    average: float = 0.99
+    temper_ess: float = 0.5
+    memory: int = 4
+    patience: int = 20
+    diagnose_every: int = 1
+    seed: int = 0
+    progress: bool = True
+
+    @classmethod
+    def finn2016(cls) -> "FitConfig":
+        """[F16] to the letter: alternating steps, reverse KL, nu = 1, no base in the mixture."""
+        return cls(
+            generator_loss="reverse_kl", rounds=3000, pool=512, nu=1, base_share=0.0,
+            energy_steps=1, generator_steps=1, generator_steps_max=1, ess_target=1.1,
+            energy_lr=1e-3, offset="gradient", warm_start_steps=0, average=0.0, patience=3000,
+            diagnose_every=50,
+        )  # fmt: skip

@@ -1,0 +1,196 @@
+"""One-pass coupling layers: affine, rational-quadratic spline, and both on the circle.
+
+A coupling layer leaves the coordinates x_a alone and moves the rest, x_b, by a monotone map whose
+parameters are a function of x_a:
+
+    y_a = x_a,    y_b = t(x_b; c(x_a)),    log|det dy/dx| = sum_b log t'(x_b; c(x_a)).
+
+Since y_a = x_a, the inverse sees the same parameters: either direction costs one pass of the
+conditioner c and gives the log-determinant in that pass.
+
+* affine (Dinh et al. 2017, arXiv:1605.08803): t(x) = x exp(s) + m, with s = S tanh(raw / S)
+  bounded by S, so that an inverse far out in the tail stays finite; on the circle a rotation.
+* spline (Durkan et al. 2019, arXiv:1906.04032, equations 4-8): K rational-quadratic pieces on
+  [-B, B], the identity outside; on the circle a rotation followed by a periodic spline
+  (Rezende et al. 2020, arXiv:2002.02428), whose slope is the same at both ends: no seam.
+
+The last layer of c starts at zero, where every t is the identity.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+LOG_SCALE_BOUND = 2.5  # S: one affine layer scales by at most e^2.5, about 12
+SMALLEST_BIN = 1e-3  # of the box, so that no piece of a spline degenerates
+UNIT_SLOPE = math.log(math.e - 1)  # softplus(UNIT_SLOPE) = 1: the identity at raw = 0
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """The same angle (radians) in [-pi, pi)."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+def rational_quadratic(
+    x: Float[Tensor, "*b"], raw: Float[Tensor, "*b p"], bound: float, *, inverse: bool
+) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+    """A monotone rational-quadratic spline from [-B, B] to itself, elementwise.
+
+    Args:
+        x: points; those outside [-B, B] are returned as they are, with slope 1.
+        raw: p = 3 K - 1 unconstrained numbers a point (K widths, K heights, K - 1 slopes; slope 1
+            at both ends), or p = 3 K for a periodic spline (slopes at -B and B are the same).
+        bound: B.
+        inverse: apply the inverse map.
+
+    Returns:
+        (y, log dy/dx), each of the shape of x.
+    """
+    bins = (raw.shape[-1] + 1) // 3
+    fractions = raw[..., : 2 * bins].unflatten(-1, (2, bins)).softmax(-1)
+    sizes = 2 * bound * (SMALLEST_BIN + (1 - bins * SMALLEST_BIN) * fractions)
+    left = sizes.cumsum(-1) - sizes - bound  # left and lower edges of the bins
+    slopes = softplus(raw[..., 2 * bins :] + UNIT_SLOPE)
+    if raw.shape[-1] == 3 * bins:
+        start, end = slopes, torch.cat([slopes[..., 1:], slopes[..., :1]], -1)
+    else:
+        one = torch.ones_like(slopes[..., :1])
+        start, end = torch.cat([one, slopes], -1), torch.cat([slopes, one], -1)
+    inside = x.abs() < bound
+    point = torch.where(inside, x, torch.zeros_like(x))  # keeps the unused branch finite
+    edges = left[..., 1 if inverse else 0, 1:].detach()
+    k = (point.detach().unsqueeze(-1) >= edges).sum(-1)
+    columns = torch.cat([sizes, left, start.unsqueeze(-2), end.unsqueeze(-2)], -2)
+    w, h, x_k, y_k, d_k, d_next = _pick(columns, k).unbind(-1)
+    y, log_slope = (_piece_inverse if inverse else _piece)(point, w, h, x_k, y_k, d_k, d_next)
+    return torch.where(inside, y, x), torch.where(inside, log_slope, torch.zeros_like(x))
+
+
+def _pick(columns: Float[Tensor, "*b c k"], k: Int[Tensor, "*b"]) -> Float[Tensor, "*b c"]:
+    index = k[..., None, None].expand(*columns.shape[:-1], 1)
+    return columns.gather(-1, index).squeeze(-1)
+
+
+def _piece(
+    x: Tensor, w: Tensor, h: Tensor, x_k: Tensor, y_k: Tensor, d_k: Tensor, d_next: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Durkan et al. equation 4 and 5, s = h / w, xi = (x - x_k) / w."""
+    s, xi = h / w, (x - x_k) / w
+    both = xi * (1 - xi)
+    below = s + (d_k + d_next - 2 * s) * both
+    y = y_k + h * (s * xi.square() + d_k * both) / below
+    return y, _log_slope(s, xi, both, below, d_k, d_next)
+
+
+def _piece_inverse(
+    y: Tensor, w: Tensor, h: Tensor, x_k: Tensor, y_k: Tensor, d_k: Tensor, d_next: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Durkan et al. equations 6-8: xi solves a xi^2 + b xi + c = 0; log dx/dy = -log dy/dx."""
+    s, bend = h / w, d_k + d_next - 2 * h / w
+    rise = y - y_k
+    a, b, c = h * (s - d_k) + rise * bend, h * d_k - rise * bend, -s * rise
+    discriminant = (b.square() - 4 * a * c).clamp_min(0)  # only rounding can make it negative
+    xi = 2 * c / (-b - discriminant.sqrt())
+    both = xi * (1 - xi)
+    return x_k + xi * w, -_log_slope(s, xi, both, s + bend * both, d_k, d_next)
+
+
+def _log_slope(
+    s: Tensor, xi: Tensor, both: Tensor, below: Tensor, d_k: Tensor, d_next: Tensor
+) -> Tensor:
+    above = d_next * xi.square() + 2 * s * both + d_k * (1 - xi).square()
+    return 2 * s.log() + above.log() - 2 * below.log()
+
+
+class Coupling(nn.Module):
+    """One coupling layer over d coordinates, some of which may be angles.
+
+    Args:
+        moved: which of the d coordinates are x_b.
+        circular: which of the d coordinates are angles in [-pi, pi).
+        bins: K pieces of a spline; 0 makes the layer affine.
+        hidden: widths of the conditioner's hidden layers.
+        bound: B of the splines on the line (on the circle it is pi).
+    """
+
+    def __init__(
+        self,
+        moved: Tensor,
+        circular: Tensor,
+        *,
+        bins: int = 0,
+        hidden: tuple[int, ...] = (64, 64),
+        bound: float = 5.0,
+    ) -> None:
+        super().__init__()
+        self.bins, self.bound = bins, bound
+        self.n_line = int((moved & ~circular).sum())
+        self.n_circle = int((moved & circular).sum())
+        groups = [moved & ~circular, moved & circular, ~moved & ~circular, ~moved & circular]
+        order = torch.cat([mask.nonzero()[:, 0] for mask in groups])
+        self.register_buffer("order", order)  # moved first, angles after lines
+        self.register_buffer("back", order.argsort())
+        self.widths = (3 * bins - 1, 3 * bins + 1) if bins else (2, 1)  # parameters a coordinate
+        self.n_kept_line = int((~moved & ~circular).sum())
+        n_features = self.n_kept_line + 2 * int((~moved & circular).sum())
+        n_out = self.n_line * self.widths[0] + self.n_circle * self.widths[1]
+        sizes = (n_features, *hidden) if n_features else ()
+        layers: list[nn.Module] = []
+        for size_in, size_out in pairwise(sizes):
+            layers += [nn.Linear(size_in, size_out), nn.ReLU()]
+        last = nn.Linear(sizes[-1] if sizes else 1, n_out)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.conditioner = nn.Sequential(*layers, last)
+
+    def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """(y, log|det dy/dx|)."""
+        return self._move(x, inverse=False)
+
+    def inverse(self, y: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """(x, log|det dx/dy|)."""
+        return self._move(y, inverse=True)
+
+    def _move(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        x = x[:, self.order]
+        line, circle, kept = x.tensor_split((self.n_line, self.n_line + self.n_circle), -1)
+        raw = self._parameters_of(kept)
+        raw_line, raw_circle = raw.tensor_split((self.n_line * self.widths[0],), -1)
+        log_det = x.new_zeros(len(x))
+        if self.n_line:
+            raw_line = raw_line.unflatten(-1, (self.n_line, self.widths[0]))
+            line, log_slope = self._move_line(line, raw_line, inverse=inverse)
+            log_det = log_det + log_slope.sum(-1)
+        if self.n_circle:
+            raw_circle = raw_circle.unflatten(-1, (self.n_circle, self.widths[1]))
+            circle, log_slope = self._move_circle(circle, raw_circle, inverse=inverse)
+            log_det = log_det + log_slope.sum(-1)
+        return torch.cat([line, circle, kept], -1)[:, self.back], log_det
+
+    def _parameters_of(self, kept: Tensor) -> Tensor:
+        """The conditioner c of the kept coordinates; angles enter as cosine and sine."""
+        if not kept.shape[-1]:  # nothing to condition on: the map's parameters are free numbers
+            return self.conditioner(kept.new_ones(len(kept), 1))
+        line, angle = kept.tensor_split((self.n_kept_line,), -1)
+        features = torch.cat([line, angle.cos(), angle.sin()], -1) if angle.shape[-1] else line
+        return self.conditioner(features)
+
+    def _move_line(self, x: Tensor, raw: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        if self.bins:
+            return rational_quadratic(x, raw, self.bound, inverse=inverse)
+        shift, raw_scale = raw.unbind(-1)
+        s = LOG_SCALE_BOUND * torch.tanh(raw_scale / LOG_SCALE_BOUND)
+        return ((x - shift) * torch.exp(-s), -s) if inverse else (x * torch.exp(s) + shift, s)
+
+    def _move_circle(self, x: Tensor, raw: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        rotation = raw[..., 0]
+        if not self.bins:
+            return wrap(x - rotation if inverse else x + rotation), torch.zeros_like(x)
+        if inverse:
+            x, log_slope = rational_quadratic(x, raw[..., 1:], math.pi, inverse=True)
+            return wrap(x - rotation), log_slope
+        return rational_quadratic(wrap(x + rotation), raw[..., 1:], math.pi, inverse=False)

@@ -1,0 +1,342 @@
+"""A Pyro program as an unnormalised density.
+
+A program declares one draw x of its latent sites. Its sample sites are the base measure mu, its
+factors and observed sites are minus the energy E:
+
+    log_density(x) = log_base(x) - energy(x),    log_base = log mu,    energy = -sum of factors
+
+The library adds the batch (`program.py`), after it has checked the program and compared the
+batch with a loop over draws (`verify.py`). Densities are those of the constrained values x, in
+the reference measure of Pyro's own bijections; `constrain` and `unconstrain` give the Jacobian.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial, reduce
+from operator import add
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+from torch.distributions.transforms import Transform
+
+from ebm_pp.circle import wrap
+from ebm_pp.data import check_rows
+from ebm_pp.errors import DataError, ProgramError
+from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_base
+from ebm_pp.support import bijection
+from ebm_pp.trace import read_sites
+from ebm_pp.verify import compile_program, evaluate
+
+__all__ = ["EnergyModel", "Site", "Sites"]
+
+
+class EnergyModel(nn.Module):
+    """An unnormalised density from a Pyro program that declares one draw.
+
+    The program's parameters, whether of an `nn.Module`, a `PyroParam` or a `pyro.param`
+    statement, are parameters of this module: `parameters()`, `state_dict()`, `deepcopy`,
+    `.double()` and `.to()` work, and Pyro's global parameter store is neither read nor changed.
+
+    Args:
+        program: A function, `functools.partial`, `nn.Module` or `PyroModule`.
+        *args: Arguments of the program; networks among them become part of the model.
+        batching: `auto`, or `vmap`, `plate`, `loop` to accept only that strategy.
+        **kwargs: Keyword arguments of the program.
+
+    Attributes:
+        sites: The latent sites in program order.
+        dim: The number of unconstrained coordinates of one draw.
+        circular: Bool `(dim,)`, which unconstrained coordinates are angles.
+        proper: Whether the base measure of every site can be sampled.
+        batching: The verified strategy, `vmap`, `plate` or `loop`.
+
+    Raises:
+        ProgramError: The program cannot be compiled; the text says why and what to do.
+    """
+
+    circular: Tensor
+
+    def __init__(
+        self, program: Callable[..., Any], *args: Any, batching: str = "auto", **kwargs: Any
+    ) -> None:
+        super().__init__()
+        if not callable(program) or isinstance(program, type):
+            raise ProgramError(
+                f"the program is {program!r}; expected a function or module that declares one "
+                "draw.\n  Most likely a class, or the result of a call: pass an instance."
+            )
+        if batching not in ("auto", "vmap", "plate", "loop"):
+            raise ProgramError(f"batching is {batching!r}; expected auto, vmap, plate or loop.")
+        self.program, self.args, self.kwargs = program, args, kwargs
+        self.networks = nn.ModuleList(_networks(program, args, kwargs))
+        own = [p for p in self.parameters() if p.is_floating_point()]
+        anchor = torch.empty(0, dtype=own[0].dtype if own else None)
+        self.register_buffer("_anchor", anchor, persistent=False)
+        # Constraints of the parameters that `pyro.param` statements declare.
+        self._declared: dict[str, constraints.Constraint] = {}
+        self._compiling = True
+        self._compiled = compile_program(
+            self._run, partial(self._run, validate=True), self.parameters, batching
+        )
+        self._compiling = False
+        self.batching = self._compiled.batching
+        self._set_sites(self._compiled.sites)
+
+    def _set_sites(self, sites: dict[str, Site]) -> None:
+        self.sites = sites
+        self.dim = sum(site.dim for site in sites.values())
+        self.proper = all(site.proper for site in sites.values())
+        angles = [torch.full((site.dim,), site.circular) for site in sites.values()]
+        self.register_buffer("circular", torch.cat(angles).to(self.device), persistent=False)
+        self._bijections = {name: bijection(site.support) for name, site in sites.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the parameters, in which densities are evaluated."""
+        return self._anchor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self._anchor.device
+
+    def energy(self, x: Sites) -> Float[Tensor, "n"]:
+        """Minus the sum of factors and observed log densities; low means likely.
+
+        Values are taken as they are: `check` tells whether rows belong to the model.
+
+        Args:
+            x: Draws, each value `(n, *site_shape)`.
+
+        Returns:
+            E(x), in nats.
+
+        Raises:
+            DataError: A site is missing.
+        """
+        return -self._total(self.terms(x), self._compiled.factors, x)
+
+    def log_base(self, x: Sites) -> Float[Tensor, "n"]:
+        """The log density of the base measure: the sum of the sites' own log densities.
+
+        Args:
+            x: Draws, each value `(n, *site_shape)`.
+
+        Returns:
+            log mu(x), in nats; an improper site counts as zero.
+
+        Raises:
+            DataError: A site is missing.
+        """
+        return self._total(self.terms(x), self.sites, x)
+
+    def log_density(self, x: Sites) -> Float[Tensor, "n"]:
+        """The unnormalised log density, `log_base(x) - energy(x)`, in one evaluation.
+
+        Args:
+            x: Draws, each value `(n, *site_shape)`.
+
+        Returns:
+            log p~(x), in nats.
+
+        Raises:
+            DataError: A site is missing.
+        """
+        terms = self.terms(x)
+        return self._total(terms, terms, x)
+
+    def terms(self, x: Sites) -> dict[str, Tensor]:
+        """The summands of the log density, by name.
+
+        Args:
+            x: Draws, each value `(n, *site_shape)`.
+
+        Returns:
+            For each site its log base density, for each factor and observed site its log
+            factor, which is minus its energy; each `(n,)`, in nats.
+
+        Raises:
+            DataError: A site is missing.
+        """
+        missing = self.sites.keys() - x.keys()
+        if missing:
+            raise DataError(
+                f"site {min(missing)!r} is missing: got {sorted(x)}, expected {list(self.sites)}."
+            )
+        return evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
+
+    def _total(self, terms: dict[str, Tensor], names: Any, x: Sites) -> Tensor:
+        if not names:
+            first = x[next(iter(self.sites))]
+            return first.new_zeros(len(first))
+        return reduce(add, [terms[name] for name in names])
+
+    def constrain(self, z: Float[Tensor, "n d"]) -> tuple[Sites, Float[Tensor, "n"]]:
+        """From unconstrained coordinates to draws.
+
+        Args:
+            z: Unconstrained coordinates; angles may have any winding.
+
+        Returns:
+            Draws x, angles in [-pi, pi), and log|dx/dz|.
+        """
+        x, log_jacobian = {}, z.new_zeros(len(z))
+        parts = z.split([site.dim for site in self.sites.values()], dim=-1)
+        for site, part in zip(self.sites.values(), parts, strict=True):
+            if site.circular:
+                x[site.name] = wrap(part).reshape(len(z), *site.shape)
+                continue
+            transform = self._bijections[site.name]
+            free = part.reshape(len(z), *transform.inverse_shape(torch.Size(site.shape)))
+            x[site.name] = transform(free)
+            log_jacobian = log_jacobian + _log_jacobian(transform, free, x[site.name])
+        return x, log_jacobian
+
+    def unconstrain(self, x: Sites) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
+        """From draws to unconstrained coordinates.
+
+        Args:
+            x: Draws inside their supports, each value `(n, *site_shape)`.
+
+        Returns:
+            Unconstrained coordinates z, angles in [-pi, pi), and log|dz/dx|.
+        """
+        parts, log_jacobian = [], torch.zeros((), dtype=self.dtype, device=self.device)
+        for site in self.sites.values():
+            value = x[site.name]
+            if site.circular:
+                parts.append(wrap(value).reshape(len(value), site.dim))
+                continue
+            transform = self._bijections[site.name]
+            free = transform.inv(value)
+            parts.append(free.reshape(len(value), site.dim))
+            log_jacobian = log_jacobian - _log_jacobian(transform, free, value)
+        z = torch.cat(parts, dim=-1)
+        return z, log_jacobian.expand(len(z))
+
+    @torch.no_grad()
+    def sample_base(self, n: int) -> Sites:
+        """Draws of the base measure, ancestrally and from the global random stream.
+
+        Args:
+            n: Number of draws.
+
+        Returns:
+            Draws, each value `(n, *site_shape)`.
+
+        Raises:
+            ProgramError: A site's base is improper, or scaled or masked by the program.
+        """
+        for site in self.sites.values():
+            if not site.proper:
+                raise ProgramError(
+                    f"site {site.name!r} has an improper base measure (an ImproperUniform, or a "
+                    "scaled or masked site); expected one that can be sampled.\n  Give the site "
+                    "a normalised distribution, or do not draw from the base."
+                )
+        return by_base(self._run, self._compiled.roots, list(self.sites), n)
+
+    def check(self, x: Any) -> Sites:
+        """User data as rows of this model: checked, never repaired.
+
+        Args:
+            x: A dict from site name to an array, tensor or nested list `(n, *site_shape)`.
+
+        Returns:
+            Tensors in the model's dtype and on its device.
+
+        Raises:
+            DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
+                finite, outside the support or on its boundary, or there are no rows.
+        """
+        return check_rows(x, self.sites, self.dtype, self.device)
+
+    def _run(
+        self,
+        supply: Callable[[Message], Any],
+        visit: Visitor,
+        inside: AbstractContextManager | None = None,
+        *,
+        validate: bool = False,
+    ) -> None:
+        """Run the program once; the arguments of `Run`, and a context around the program."""
+        with (
+            _surroundings(self.dtype, self.device, validate),
+            Run(supply, visit, self._parameter),
+            inside or nullcontext(),
+        ):
+            self.program(*self.args, **self.kwargs)
+
+    def _parameter(self, msg: Message) -> Tensor | None:
+        """The value of a `pyro.param` statement: ours, a network's own, or None for PyroParam."""
+        name, args = msg["name"], msg["args"]
+        if name in self._declared:
+            return transform_to(self._declared[name])(self._parameters[_key(name)])
+        if len(args) == 1:
+            return None
+        if isinstance(args[1], nn.Parameter):
+            return args[1]
+        if not self._compiling:
+            raise ProgramError(
+                f"parameter {name!r} is new after compilation; expected every pyro.param at every "
+                "draw.\n  Most likely it stands in a branch: declare it before."
+            )
+        start = args[1]() if callable(args[1]) else args[1]
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        free = transform_to(constraint).inv(torch.as_tensor(start).detach())
+        self.register_parameter(_key(name), nn.Parameter(free.clone()))
+        self._declared[name] = constraint
+        return self._parameter(msg)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EnergyModel":
+        before = self.dtype, self.device
+        super()._apply(fn, recurse)
+        self.args = tuple(fn(a) if isinstance(a, Tensor) else a for a in self.args)
+        self.kwargs = {k: fn(a) if isinstance(a, Tensor) else a for k, a in self.kwargs.items()}
+        if (self.dtype, self.device) != before and self.device.type != "meta":
+            # The bounds of supports are tensors of the program: read them again.
+            self._set_sites(read_sites(partial(self._run, validate=True)))
+        return self
+
+
+def _key(name: str) -> str:
+    return "param:" + name.replace(".", "%2E")  # a module refuses dots in parameter names
+
+
+def _networks(program: Any, args: tuple, kwargs: dict[str, Any]) -> list[nn.Module]:
+    """Networks that a function receives as arguments, through `partial`, or as `self`."""
+    found = [*args, *kwargs.values()]
+    while isinstance(program, partial):
+        found += [*program.args, *program.keywords.values()]
+        program = program.func
+    found.append(getattr(program, "__self__", None))
+    return [item for item in found if isinstance(item, nn.Module)]
+
+
+def _log_jacobian(transform: Transform, free: Tensor, value: Tensor) -> Tensor:
+    log_jacobian = transform.log_abs_det_jacobian(free, value)
+    return log_jacobian.reshape(len(value), -1).sum(-1)
+
+
+@contextmanager
+def _surroundings(dtype: torch.dtype, device: torch.device, validate: bool) -> Iterator[None]:
+    """The model's dtype and device as defaults, an empty parameter store, validation or none.
+
+    Without validation inside: the program was validated when it was compiled, rows are validated
+    by `check`, and Pyro's own checks need numbers that `vmap` does not give.
+    """
+    store = vars(pyro.get_param_store())
+    kept, default = store.copy(), torch.get_default_dtype()
+    place = nullcontext() if device.type == "cpu" else torch.device(device)
+    try:
+        pyro.get_param_store().clear()
+        torch.set_default_dtype(dtype)
+        with pyro.validation_enabled(validate), place:
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        store.update(kept)

@@ -1,0 +1,323 @@
+"""`diagnose`: may the draws, log Z and the fit be used, and if not, what is wrong?
+
+Evidence comes from three sides: the proposal's own weights (pareto.py), data and base measure
+(reach.py), and moments (moments.py). The causes are told apart in this order:
+
+| weights | density and data | cause |
+|---|---|---|
+| heavy, or rows beyond reach | a barrier of p~ in between | q dropped a mode |
+| heavy, or rows beyond reach | data centrally wider than draws, at a site | q too narrow |
+| heavy, or rows beyond reach | the centres agree | q's tails are too light |
+| good | draws of the base measure find mass that data lack | the energy leaks mass |
+| good | moments differ | the energy: a wrong or missing factor |
+
+Weights are heavy if the k-hat of q's own draws says so. Rows are beyond reach if their own weights
+say so while those of q's draws may look perfect: q never drew there.
+
+Moments and offset are judged only where the generator is not at fault: its faults shift them too.
+"""
+
+import html
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ebm_pp.density import Sites
+from ebm_pp.evidence import AtData, Diagnosable, Evidence, measure
+from ebm_pp.moments import Gap, family_threshold, moment_gaps
+from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
+from ebm_pp.sampling import seeded
+
+__all__ = [
+    "ChainStatistics",
+    "Report",
+    "Row",
+    "chain_statistics",
+    "diagnose",
+    "moment_gaps",
+    "psis",
+    "threshold",
+]
+
+USABLE_ESS = 0.1  # fraction; below it ten draws are worth less than one
+REACHED = 0.1  # of the proposal's ESS: a forward ESS below that is another order of magnitude
+BEYOND = 3  # rows beyond reach: fewer can be chance
+FINITE_MEAN = 1.0  # data-side k-hat
+LEAK = 0.01  # fraction of the mass
+PRECISE = 0.05  # nats, standard error of log Z
+OFFSET = 0.1  # nats, |b - log Z| beyond sampling error
+MATERIAL = 0.05  # sd of a statistic: smaller gaps can be real but do little harm
+LACKING = 5  # rows: this many must be missing before their lack means anything
+BARRED = 0.5  # fraction of the rows beyond reach
+RHAT, ESS_PER_CHAIN = 1.01, 100  # Vehtari et al. 2021, arXiv:1903.08008
+CHAINS = 4
+GENERATOR_FAULTS = ("dropped_mode", "narrow_proposal", "heavy_tail", "undetermined_tail")
+
+
+class Row(NamedTuple):
+    """One line of a report.
+
+    name: what was measured.
+    value: the number the verdict is about.
+    text: that number for people, with its error and where it was found.
+    wanted: the threshold; empty if there is none.
+    verdict: a word or two; empty if there is no threshold.
+    """
+
+    name: str
+    value: float
+    text: str
+    wanted: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `diagnose` found: print it, or show it in a notebook.
+
+    Attributes:
+        rows: one per measurement.
+        verdict: one to three sentences: the cause, and what to do.
+        problems: short keys of what is wrong, the cause first: `dropped_mode`, `narrow_proposal`,
+            `heavy_tail`, `undetermined_tail`, `low_ess`, `leaked_mass`, `wrong_factor`,
+            `offset_gap`, `imprecise_log_partition`, `poor_mixing`.
+        where: the site statistic or term that the first problem is about; empty if none.
+        evidence: all measurements.
+    """
+
+    rows: tuple[Row, ...]
+    verdict: str
+    problems: tuple[str, ...]
+    where: str
+    evidence: Evidence
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        table = [("", "value", "wanted", "verdict")]
+        table += [(row.name, row.text, row.wanted, row.verdict) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+        return "\n".join([*lines, "", self.verdict])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("", "value", "wanted", "verdict"))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+            for cells in ((row.name, row.text, row.wanted, row.verdict) for row in self.rows)
+        )
+        verdict = f"<p>{html.escape(self.verdict)}</p>"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{verdict}"
+
+
+def diagnose(
+    fit: Diagnosable, data: Sites | None, n: int = 4000, *, seed: int | None = 0
+) -> Report:
+    """Draws from the generator and says what the draws, log Z and the fit are worth.
+
+    Args:
+        fit: a fit.
+        data: rows, best held out from training. None for a given density: then a mode that the
+            generator misses is seen only if draws of the base measure happen on it.
+        n: draws of the generator.
+        seed: of these draws; the global random stream is left alone.
+
+    Returns:
+        A report with every number, its threshold, and a verdict that names the cause.
+
+    Raises:
+        DataError: the data do not fit the program.
+        ProgramError: the density or log q of a draw is not a number.
+        GeneratorError: no draw of the generator has any weight.
+
+    Source: Vehtari et al. 2024, arXiv:1507.02646 (weights); Grosse et al. 2015, arXiv:1511.02543
+    (bounds on log Z).
+    """
+    with seeded(seed):
+        found = measure(fit, data, n, CHAINS)
+    problems = _problems(found)
+    where, verdict = _explain(problems, found)
+    return Report(_rows(found, problems), verdict, problems, where, found)
+
+
+def _problems(found: Evidence) -> tuple[str, ...]:
+    """Keys of what is wrong, the cause first."""
+    generator = _generator_problem(found)
+    problems = [generator] if generator else []
+    if not generator:
+        if _leaks(found):
+            problems.append("leaked_mass")
+        if found.data and _matters(_worst(found.data)[1], found.data):
+            problems.append("wrong_factor")
+        if found.data and abs(found.data.offset_gap) > OFFSET + 3 * found.data.offset_error:
+            problems.append("offset_gap")
+    if not found.log_z.standard_error <= PRECISE:
+        problems.append("imprecise_log_partition")
+    if not (found.max_rhat <= RHAT and found.min_ess >= CHAINS * ESS_PER_CHAIN):
+        problems.append("poor_mixing")
+    return tuple(problems)
+
+
+def _generator_problem(found: Evidence) -> str:
+    """What is wrong with q, or the empty string."""
+    k, spread = found.log_z.pareto_k, found.spread
+    beyond = _beyond_reach(found)
+    if beyond and found.behind_barrier > BARRED:
+        return "dropped_mode"
+    if math.isnan(k):
+        return "undetermined_tail"
+    if beyond or k > threshold(found.n):
+        return "narrow_proposal" if spread.ratio > spread.limit else "heavy_tail"
+    return "low_ess" if found.log_z.ess < USABLE_ESS else ""
+
+
+def _beyond_reach(found: Evidence) -> bool:
+    """Whether mass was seen where q practically never draws: by the data, or else by the base."""
+    if found.data is None:
+        return _leaks(found)
+    side = found.data.side
+    return side.forward_ess < REACHED * found.log_z.ess and int(side.beyond.sum()) >= BEYOND
+
+
+def _leaks(found: Evidence) -> bool:
+    """Whether the base measure finds mass beyond reach that the data, if any, do not have."""
+    leak = found.leak
+    if leak is None or leak.mass <= max(LEAK, 3 * leak.standard_error):
+        return False
+    if found.data is None:
+        return True
+    rows = found.data.side.beyond
+    return len(rows) * leak.mass / (1 + leak.mass) > 3 * int(rows.sum()) + LACKING
+
+
+def _matters(gap: Gap, data: AtData) -> bool:
+    return abs(gap.z) > family_threshold(len(data.gaps)) and abs(gap.size) >= MATERIAL
+
+
+def _worst(data: AtData) -> tuple[str, Gap]:
+    """The largest gap, in standard errors, among those that matter if any does."""
+    candidates = {name: gap for name, gap in data.gaps.items() if _matters(gap, data)}
+    return max((candidates or data.gaps).items(), key=lambda item: abs(item[1].z))
+
+
+def _explain(problems: tuple[str, ...], found: Evidence) -> tuple[str, str]:
+    """Where the first problem is, and one to three sentences about it."""
+    if not problems:
+        text = "Healthy: the weights can be used" + (
+            ", the generator reaches the data, and the moments agree. "
+            if found.data
+            else ". Without data a mode that the generator misses is hardly seen: compare with "
+            "neutra_hmc or a second run from a wider start. "
+        )
+        return "", text + "Draws by independence_mh or importance_sample, and log Z, may be used."
+    spread, cause = found.spread, problems[0]
+    worst, gap = _worst(found.data) if found.data else ("", Gap(0.0, 0.0))
+    leak = f"{found.leak.mass:.0%}" if found.leak else ""
+    beyond = f"{found.data.side.share:.1%} of the rows" if found.data else f"mass (+{leak})"
+    where = {"narrow_proposal": spread.name, "wrong_factor": worst}.get(cause, "")
+    text = {
+        "dropped_mode": f"Dropped mode: {beyond} lie behind a barrier of the density, where the "
+        "generator practically never draws; its own weights cannot show it. Draws and log Z miss "
+        "that mass. Train the generator with generator_loss='weighted_forward_kl', or start it "
+        "wider or from the data.",
+        "narrow_proposal": f"Too narrow proposal: at site {where} the data's central spread is "
+        f"{spread.ratio:.2f} times the draws'. Draws and log Z are not to be trusted. Start the "
+        "generator wider (scale > 1) and train it longer (generator_steps_max).",
+        "heavy_tail": "Heavy tail: the centre fits, but the generator's tails are lighter than "
+        f"the energy's (k-hat {found.log_z.pareto_k:.2f}; beyond its reach: {beyond}). Log Z and its "
+        "error are not to be trusted. Use FlowGenerator(base='student_t').",
+        "undetermined_tail": "The tail of the weights cannot be judged: too few draws, or many "
+        "with the same weight. Raise n.",
+        "low_ess": f"Low ESS: {1 / found.log_z.ess:.0f} draws are worth one. The weights' tail is "
+        "light, so log Z holds within its error, but train the generator longer "
+        "(generator_steps_max).",
+        "leaked_mass": f"Leaking energy: draws of the base measure find {leak} more mass where "
+        "neither generator nor data are. Raise base_share, train longer, or start from a tilt.",
+        "wrong_factor": f"Wrong or missing factor: the data's mean of '{worst}' is "
+        f"{abs(gap.size):.2f} sd {'above' if gap.z > 0 else 'below'} the model's "
+        f"({abs(gap.z):.1f} standard errors), while the generator is fine. Train the energy "
+        "longer, or add a factor that can move this statistic.",
+        "offset_gap": "The offset b is far from log Z: the discriminator has not converged. Train "
+        "longer. Log Z itself is from the draws and is not affected.",
+        "imprecise_log_partition": "Log Z is imprecise: raise n (its error falls with the root "
+        "of n).",
+        "poor_mixing": "The chains mix poorly: raise n, or train the generator longer.",
+    }[cause]
+    return where, text
+
+
+def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
+    log_z, limit = found.log_z, threshold(found.n)
+    k = log_z.pareto_k
+    rows = [
+        Row("proposal: Pareto k-hat", k, f"{k:.2f}", f"<= {limit:.2f}", _tail_word(k, limit)),
+        _at_least("proposal: ESS/n", log_z.ess, USABLE_ESS),
+        *(_data_rows(found, found.data, problems) if found.data else ()),
+    ]
+    if found.leak:
+        text = f"{found.leak.mass:.2%} +- {found.leak.standard_error:.2%}"
+        word = "beyond reach" if found.leak.mass > LEAK else "ok"
+        rows.append(Row("base: mass beyond reach", found.leak.mass, text, f"<= {LEAK:.0%}", word))
+    text = f"{log_z.value:.4f} +- {log_z.standard_error:.4f}"
+    word = "ok" if log_z.standard_error <= PRECISE else "imprecise"
+    if problems and problems[0] in GENERATOR_FAULTS:
+        word = "not to be trusted"
+    low, high = found.bounds
+    needed = CHAINS * ESS_PER_CHAIN
+    mixed = found.max_rhat <= RHAT and found.min_ess >= needed
+    chains = f"{found.max_rhat:.3f}, {found.min_ess:.0f} (accepted {found.acceptance:.0%})"
+    return (
+        *rows,
+        Row("log Z", log_z.value, text, f"error <= {PRECISE}", word),
+        Row("log Z between", high - low, f"{low:.3f} and {high:.3f}", "", ""),
+        Row("chains: r-hat, ESS", found.max_rhat, chains, f"<= {RHAT}, >= {needed}",
+            "ok" if mixed else "mixes poorly"),
+    )  # fmt: skip
+
+
+def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list[Row]:
+    side, (name, gap) = data.side, _worst(data)
+    wanted = REACHED * found.log_z.ess
+    limit = family_threshold(len(data.gaps))
+    if problems and problems[0] in GENERATOR_FAULTS:
+        moments = "see the generator"
+    elif abs(gap.z) <= limit:
+        moments = "ok"
+    else:
+        moments = "too large" if _matters(gap, data) else "real but small"
+    k = side.pareto_k
+    rows = [
+        Row("data: Pareto k-hat", k, f"{k:.2f}", f"<= {FINITE_MEAN:.2f}",
+            _tail_word(k, FINITE_MEAN)),
+        _at_least("data: forward ESS/n", side.forward_ess, wanted),
+        Row("data: beyond reach", side.share, f"{side.share:.2%} of {len(side.beyond)} rows",
+            f"< {BEYOND} rows", "beyond reach" if int(side.beyond.sum()) >= BEYOND else "ok"),
+        Row("largest moment gap", gap.z, f"{gap.z:+.1f} SE, {gap.size:+.2f} sd ({name})",
+            f"<= {limit:.1f} SE", moments),
+        Row("log-likelihood of rows", data.log_likelihood,
+            f"{data.log_likelihood:.4f} +- {data.log_likelihood_error:.4f} "
+            f"({data.gain:+.4f} on q)", "", ""),
+    ]  # fmt: skip
+    if math.isnan(data.offset_gap):
+        return rows
+    allowed = OFFSET + 3 * data.offset_error
+    word = "ok" if abs(data.offset_gap) <= allowed else "not converged"
+    return [
+        *rows,
+        Row("offset b - log Z", data.offset_gap, f"{data.offset_gap:+.3f}",
+            f"within {allowed:.2f}", word),
+        Row("discriminator accuracy", data.accuracy, f"{data.accuracy:.3f}", "", ""),
+    ]  # fmt: skip
+
+
+def _at_least(name: str, value: float, limit: float) -> Row:
+    return Row(name, value, f"{value:.3f}", f">= {limit:.2f}", "ok" if value >= limit else "low")
+
+
+def _tail_word(k: float, limit: float) -> str:
+    if math.isnan(k):
+        return "cannot tell"
+    return "ok" if k <= limit else "tail too heavy"

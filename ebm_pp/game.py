@@ -1,0 +1,303 @@
+"""The two players of a round, and the steps they take.
+
+The energy descends one of the objectives of losses.py on minibatches of the pool. The generator
+is fitted to the energy's moving average, by maximum likelihood on the pool's weighted rows or on
+draws of its own.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ebm_pp import losses
+from ebm_pp.config import FitConfig
+from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.errors import GeneratorError
+from ebm_pp.generator import FlowGenerator, Generator
+from ebm_pp.partition import bridge, ess_fraction
+from ebm_pp.pool import Pool, n_rows, pick, stack
+
+OFFSET_DAMPING = 0.3  # of a Newton step on one minibatch: averages over its neighbours
+
+
+@dataclass(frozen=True)
+class Player:
+    """One side of the game: parameters with their optimiser and schedule."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    clip: float
+
+    def step(self, loss: Float[Tensor, ""]) -> float:
+        """One descent step; FloatingPointError, parameters untouched, if it is not finite."""
+        value = loss.item()
+        self.optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip).item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            step = self.schedule.last_epoch
+            raise FloatingPointError(
+                f"the {self.name}'s loss was {value}, its gradient's norm {norm}, at step {step}"
+            )
+        self.optimiser.step()
+        self.schedule.step()
+        return value
+
+
+@dataclass(frozen=True)
+class Game:
+    """Everything that stays the same objects through a run."""
+
+    model: EnergyModel
+    averaged: EnergyModel  # the moving average of `model`: evaluated, and what q is fitted to
+    generator: Generator
+    energy: Player | None  # None: the density is given
+    proposal: Player | None  # None: the generator is fixed noise
+    offset: Tensor
+    data: Sites | None
+    config: FitConfig
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best parameters so far, and the round they are from."""
+
+    score: float
+    round: int
+    model: dict[str, Tensor]
+    generator: dict[str, Tensor]
+    offset: float
+
+    @classmethod
+    def of(cls, game: Game, score: float, round_: int) -> "Best":
+        """A copy of what is to be returned."""
+
+        def copied(module: object) -> dict[str, Tensor]:
+            state = module.state_dict() if isinstance(module, nn.Module) else {}
+            return {name: value.clone() for name, value in state.items()}
+
+        offset = game.offset.item()
+        return cls(score, round_, copied(game.averaged), copied(game.generator), offset)
+
+    def or_better(self, game: Game, info: dict[str, Any]) -> "Best":
+        """The better of this and the present: by held-out log-likelihood, ESS, or the later."""
+        score = info["held_out"]
+        if math.isnan(score):
+            score = info["beta"] + info["ess"] if game.data is None else float(info["round"])
+        return Best.of(game, score, info["round"]) if score > self.score else self
+
+    def restore(self, game: Game) -> None:
+        """Puts the best parameters into the user's objects."""
+        game.model.load_state_dict(self.model)
+        if isinstance(game.generator, nn.Module):
+            game.generator.load_state_dict(self.generator)
+
+
+def energy_steps(game: Game, pool: Pool) -> dict[str, float]:
+    """K steps of the energy on minibatches of the pool; the offset follows by Newton's method."""
+    if game.energy is None:
+        return {"loss": math.nan, "accuracy": math.nan}
+    config, offset, n = game.config, game.offset, len(pool.log_q)
+    objective = getattr(losses, config.objective)
+    n_batch = min(config.batch, pool.n_data)
+    pairs = [[*game.averaged.parameters()], [p.detach() for p in game.model.parameters()]]
+    total = correct = 0.0
+    for _ in range(config.energy_steps):
+        i = torch.randint(pool.n_data, (n_batch,))
+        j = torch.randint(pool.n_data, n, (config.nu * n_batch,))
+        at = torch.cat([i, j])
+        log_weights = game.model.log_density(pick(pool.x, at)) - pool.log_q[at]
+        data, draws = log_weights.tensor_split([n_batch])
+        total += game.energy.step(objective(data, draws, offset, config.nu))
+        with torch.no_grad():
+            logit_data = losses.discriminator_logit(data, offset, config.nu)
+            logit_draws = losses.discriminator_logit(draws, offset, config.nu)
+            correct += (
+                (logit_data > 0).double().mean() + (logit_draws < 0).double().mean()
+            ).item()
+            if config.offset == "newton":
+                offset -= _newton_step(logit_data, logit_draws, config)
+            torch._foreach_lerp_(*pairs, 1 - config.average)
+    steps = config.energy_steps
+    return {"loss": total / steps, "accuracy": correct / (2 * steps)}
+
+
+def _newton_step(logit_data: Tensor, logit_draws: Tensor, config: FitConfig) -> Tensor:
+    """A damped step of b towards the minimum of the objective over b, on one minibatch."""
+    if config.objective == "normalised":  # argmin b = log E_q[w]
+        log_mean = logit_draws.logsumexp(0) + math.log(config.nu / len(logit_draws))
+        return -(OFFSET_DAMPING * log_mean).clamp(-2, 2)
+    d_data, d_draws = torch.sigmoid(logit_data), torch.sigmoid(logit_draws)
+    slope = (1 - d_data).mean() - config.nu * d_draws.mean()
+    curvature = (d_data * (1 - d_data)).mean() + config.nu * (d_draws * (1 - d_draws)).mean()
+    return (OFFSET_DAMPING * slope / curvature).nan_to_num(0.0).clamp(-2, 2)
+
+
+def generator_target(memory: list[tuple[Pool, Tensor]], game: Game) -> tuple[Sites, Tensor, float]:
+    """The rows and log weights that stand for p_theta in the generator's maximum likelihood.
+
+    With data: the pool under [F16]'s mixture of data and draws. With a given density: draws with
+    weights w^beta, beta the largest power in [0, 1] that leaves the newest pool an ESS fraction of
+    `temper_ess`; at beta = 1 past pools serve too.
+
+    Returns:
+        (rows, log weights, beta).
+    """
+    pool, log_density = memory[-1]
+    config = game.config
+    if pool.n_data:
+        at_data, at_draws = (log_density - pool.log_q).tensor_split([pool.n_data])
+        b = bridge(at_data, at_draws, config.nu)
+        if config.offset == "newton":
+            game.offset.fill_(b)
+        weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
+        return pool.x, weights, 1.0
+    newest = log_density - pool.log_q
+    beta = _power(newest, config.temper_ess)
+    if beta < 1:
+        return pool.x, beta * newest, beta
+    rows = stack(*[old.x for old, _ in memory])
+    return rows, torch.cat([log_p - old.log_q for old, log_p in memory]), 1.0
+
+
+def _power(log_weights: Tensor, ess: float) -> float:
+    """The largest beta in [0, 1] at which w^beta has at least this ESS fraction, by bisection."""
+    low, high = 0.0, 1.0
+    if ess_fraction(log_weights) >= ess:
+        return 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ess_fraction(middle * log_weights) >= ess else (low, middle)
+    return low
+
+
+def generator_steps(
+    game: Game, rows: Sites, log_weights: Tensor, steps: int, round_: int
+) -> float:
+    """J steps of the generator; the mean loss."""
+    if game.proposal is None or not steps:
+        return math.nan
+    config, n_batch = game.config, game.config.batch
+    at = torch.multinomial(torch.softmax(log_weights, 0), steps * n_batch, replacement=True)
+    total = 0.0
+    for step in range(steps):
+        batch = pick(rows, at[step * n_batch : (step + 1) * n_batch])
+        share_left = 1 - round_ / config.rounds
+        total += game.proposal.step(_generator_loss(game, batch, share_left))
+    return total / steps
+
+
+def _generator_loss(game: Game, batch: Sites, share_left: float) -> Tensor:
+    """The loss of one generator step; `batch` stands for draws of p_theta."""
+    config, generator, density = game.config, game.generator, game.averaged.log_density
+    if config.generator_loss == "weighted_forward_kl":
+        log_q = generator.log_prob(batch)
+        return losses.weighted_forward_kl(log_q, torch.zeros_like(log_q))
+    if config.generator_loss == "score_function":
+        with torch.no_grad():
+            x, _ = generator.rsample_and_log_prob(config.batch)
+        log_q = generator.log_prob(x)
+        return losses.score_function(log_q, density(x) - log_q)
+    x, log_q = generator.rsample_and_log_prob(config.batch)
+    log_weights = density(x) - log_q
+    if config.generator_loss == "reverse_kl":
+        loss = losses.reverse_kl(log_weights)
+    else:
+        data = pick(game.data, torch.randint(n_rows(game.data), (config.batch,)))
+        at_data = density(data) - generator.log_prob(data)
+        return losses.jensen(at_data, log_weights, game.offset.detach(), 1.0)
+    if config.likelihood_weight and game.data is not None:
+        data = pick(game.data, torch.randint(n_rows(game.data), (config.batch,)))
+        loss = loss - config.likelihood_weight * share_left * generator.log_prob(data).mean()
+    return loss
+
+
+def start(
+    model: EnergyModel, data: Sites | None, generator: Generator | None, config: FitConfig
+) -> Game:
+    """The players, the generator warm-started on the data by maximum likelihood."""
+    if generator is None:
+        start = data
+        if data is None and model.proper:
+            start = model.sample_base(config.pool)
+        generator = FlowGenerator(model, start)
+    _check_generator(model, generator, config)
+    offset = torch.zeros(())
+    energy = None
+    if data is not None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": parameters}]
+        if config.offset == "gradient":
+            offset.requires_grad_(True)
+            groups.append({"params": [offset], "lr": config.offset_lr})
+        steps = config.rounds * config.energy_steps
+        energy = _player("energy", groups, config.energy_lr, steps, config.clip)
+    proposal = None
+    trainable = (
+        [p for p in generator.parameters() if p.requires_grad]
+        if isinstance(generator, nn.Module)
+        else []
+    )
+    if trainable:
+        if data is not None:
+            _warm_start(generator, trainable, data, config)
+        steps = config.rounds * config.generator_steps_max
+        groups = [{"params": trainable}]
+        proposal = _player("generator", groups, config.generator_lr, steps, config.clip)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    return Game(model, averaged, generator, energy, proposal, offset, data, config)
+
+
+def _player(name: str, groups: list[dict[str, Any]], lr: float, steps: int, clip: float) -> Player:
+    optimiser = torch.optim.Adam(groups, lr=lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    parameters = [p for group in groups for p in group["params"]]
+    return Player(name, parameters, optimiser, schedule, clip)
+
+
+def _warm_start(
+    generator: Generator, trainable: list[nn.Parameter], data: Sites, config: FitConfig
+) -> None:
+    steps = config.warm_start_steps
+    player = _player(
+        "warm start", [{"params": trainable}], config.warm_start_lr, steps, config.clip
+    )
+    for _ in range(steps):
+        log_q = generator.log_prob(pick(data, torch.randint(n_rows(data), (config.batch,))))
+        player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
+
+
+@torch.no_grad()
+def _check_generator(model: EnergyModel, generator: Generator, config: FitConfig) -> None:
+    """The three names exist, agree with each other, and suffice for the chosen loss."""
+    if not isinstance(generator, Generator):
+        raise GeneratorError(
+            f"{type(generator).__name__} is no generator; expected the names has_rsample, "
+            "rsample_and_log_prob and log_prob.\n  Wrap it in an object that has them."
+        )
+    if not generator.has_rsample and config.generator_loss in ("reverse_kl", "jensen"):
+        raise GeneratorError(
+            f"generator_loss={config.generator_loss!r} needs draws that carry a gradient, but "
+            f"{type(generator).__name__}.has_rsample is False.\n"
+            "  Use generator_loss='weighted_forward_kl' or 'score_function'."
+        )
+    x, log_q = generator.rsample_and_log_prob(64)
+    if set(x) != set(model.sites):
+        raise GeneratorError(
+            f"{type(generator).__name__} draws the sites {sorted(x)}; expected the program's, "
+            f"{sorted(model.sites)}.\n  Return a dict with one entry per site."
+        )
+    again = generator.log_prob(x)
+    if log_q.shape != again.shape or not torch.allclose(log_q, again, rtol=1e-3, atol=1e-2):
+        raise GeneratorError(
+            f"{type(generator).__name__}: log q of its own draws, shape {tuple(log_q.shape)}, "
+            f"differs from log_prob, shape {tuple(again.shape)}.\n  Most likely a log-determinant "
+            "has the wrong sign, or a Jacobian of the support is missing; expected equal `(n,)`."
+        )

@@ -1,0 +1,242 @@
+"""Generators: samplable, normalised densities q over the sites of a program.
+
+`FlowGenerator` is a stack of coupling layers over standardised unconstrained coordinates,
+
+    x = T(z),   u = (z - loc) / scale,   eps = f_L(...f_1(u)),
+    log q(x) = log base(eps) + sum_l log|det df_l| - sum log scale + log|det dz/dx|,
+
+from data to latent: two affine layers, then four spline layers. Layer pairs split the coordinates
+by the bits of their index, so that any two coordinates meet. Angles stay on the circle throughout:
+they are centred at their mean direction, moved by rotations and periodic splines, and their base
+density is uniform.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import pyro
+import torch
+from jaxtyping import Bool, Float
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import Normal, StudentT
+from torch.nn.functional import softplus
+
+from ebm_pp.coupling import Coupling, wrap
+from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.errors import GeneratorError
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Three names make a generator; no base class.
+
+    `fit` trains it if it also has `parameters()` (an `nn.Module`). `has_rsample` says whether the
+    gradient runs through the draws; `rsample_and_log_prob(n)` returns n draws and their log q,
+    `(n,)`; `log_prob(x)` scores any rows. log q is a density of the constrained sites x.
+    """
+
+    has_rsample: bool
+
+    def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
+        """Draws and their log q."""
+        ...
+
+    def log_prob(self, x: Sites) -> Float[Tensor, " n"]:
+        """Log q of given rows."""
+        ...
+
+
+class FlowGenerator(nn.Module):
+    """A normalizing flow over a program's sites, cheap in both directions.
+
+    Args:
+        model: the program; only its sites' supports are used.
+        start: rows (data, or draws of a base measure) that set location and scale of every
+            unconstrained coordinate. Without them location 0 and scale 1.
+        scale: multiplies the starting scale of the coordinates on the line; above 1 is a wide
+            start, the safe side for a given density.
+        base: `"normal"`, or `"student_t"` with learned degrees of freedom for heavy tails.
+        affine: number of affine layers, nearest to the data.
+        splines: number of spline layers.
+        bins: pieces of a spline.
+        hidden: widths of the hidden layers of each conditioner.
+        bound: half-width of the splines' box, in standard deviations; beyond it they are the
+            identity.
+
+    Raises:
+        GeneratorError: unknown base; a coordinate of `start` without spread.
+    """
+
+    has_rsample = True
+    loc: Tensor
+    scale: Tensor
+    circular: Tensor
+
+    def __init__(
+        self,
+        model: EnergyModel,
+        start: Sites | None = None,
+        *,
+        scale: float = 1.0,
+        base: str = "normal",
+        affine: int = 2,
+        splines: int = 4,
+        bins: int = 8,
+        hidden: tuple[int, ...] = (64, 64),
+        bound: float = 5.0,
+    ) -> None:
+        super().__init__()
+        if base not in ("normal", "student_t"):
+            raise GeneratorError(f"base={base!r}; expected 'normal' or 'student_t'.")
+        self.settings: dict[str, Any] = {
+            "base": base, "affine": affine, "splines": splines, "bins": bins,
+            "hidden": tuple(hidden), "bound": bound,
+        }  # fmt: skip
+        self.constrain, self.unconstrain = model.constrain, model.unconstrain
+        reference = next(model.parameters(), torch.empty(()))
+        loc, spread = _standardise(model, start, reference)
+        self.register_buffer("circular", model.circular.clone())
+        self.register_buffer("loc", loc)
+        self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
+        kinds = [0] * affine + [bins] * splines
+        self.layers = nn.ModuleList(
+            Coupling(_moved(model.dim, i), self.circular, bins=k, hidden=hidden, bound=bound)
+            for i, k in enumerate(kinds)
+        )
+        self.raw_df = nn.Parameter(torch.full((model.dim,), 3.0)) if base == "student_t" else None
+        self.to(reference)
+
+    def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
+        """`n` draws, differentiable in the flow's parameters, and their log q."""
+        latent, log_base = self._sample_base(n)
+        x, log_det = self._to_sites(latent)
+        return x, log_base - log_det
+
+    def log_prob(self, x: Sites) -> Float[Tensor, " n"]:
+        """Log q(x) of given rows, with respect to the sites' own reference measure."""
+        z, log_det = self.unconstrain(x)
+        u = (z - self.loc) / self.scale
+        log_det = log_det - self.scale.log().sum()
+        if self.circular.any():
+            u = torch.where(self.circular, wrap(u), u)
+        for layer in self.layers:
+            u, log_det_layer = layer(u)
+            log_det = log_det + log_det_layer
+        return self._log_base(u) + log_det
+
+    def latent_to_sites(self, eps: Float[Tensor, "n d"]) -> tuple[Sites, Float[Tensor, " n"]]:
+        """A smooth map from R^d onto the sites, and log|dx/deps|: the flow's latent space.
+
+        Angles enter through the normal distribution function, so that eps ~ N(0, I) (or Student-t
+        on the line) maps to draws of q; there a sampler of R^d like NUTS can walk.
+        """
+        normal = Normal(0.0, 1.0)
+        angle = 2 * math.pi * normal.cdf(eps) - math.pi
+        log_slope = math.log(2 * math.pi) + normal.log_prob(eps)
+        latent = torch.where(self.circular, angle, eps)
+        x, log_det = self._to_sites(latent)
+        return x, log_det + torch.where(self.circular, log_slope, 0.0).sum(-1)
+
+    def _to_sites(self, latent: Tensor) -> tuple[Sites, Tensor]:
+        u, log_det = latent, self.scale.log().sum()
+        for layer in reversed(self.layers):
+            u, log_det_layer = layer.inverse(u)
+            log_det = log_det + log_det_layer
+        x, log_det_constrain = self.constrain(self.loc + self.scale * u)
+        return x, log_det + log_det_constrain
+
+    def _base(self) -> Normal | StudentT:
+        zero, one = torch.zeros_like(self.loc), torch.ones_like(self.loc)
+        if self.raw_df is None:
+            return Normal(zero, one)
+        return StudentT(1 + softplus(self.raw_df), zero, one)
+
+    def _sample_base(self, n: int) -> tuple[Tensor, Tensor]:
+        latent = self._base().rsample((n,))
+        if self.circular.any():
+            angle = 2 * math.pi * torch.rand_like(latent) - math.pi
+            latent = torch.where(self.circular, angle, latent)
+        return latent, self._log_base(latent)
+
+    def _log_base(self, latent: Tensor) -> Tensor:
+        log_line = self._base().log_prob(latent)
+        return torch.where(self.circular, -math.log(2 * math.pi), log_line).sum(-1)
+
+
+def _standardise(
+    model: EnergyModel, start: Sites | None, reference: Tensor
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Location and spread of the unconstrained coordinates; an angle's location is its mean."""
+    if start is None:
+        zero = reference.new_zeros(model.dim)
+        return zero, torch.ones_like(zero)
+    with torch.no_grad():
+        z, _ = model.unconstrain(start)
+    loc, spread = z.mean(0), z.std(0, correction=0)
+    direction = torch.atan2(z.sin().mean(0), z.cos().mean(0))
+    flat = (spread <= 0) | ~spread.isfinite()
+    if flat.any():
+        raise GeneratorError(
+            f"unconstrained coordinate {int(flat.nonzero()[0])} of {model.dim} has spread "
+            f"{spread[flat][0].item()} over {len(z)} rows; expected a positive number.\n"
+            "  Most likely a site of the data is constant: a continuous density can't fit it. "
+            "Remove the site, or make it an observed constant of the program."
+        )
+    return torch.where(model.circular, direction, loc), spread
+
+
+def _moved(d: int, layer: int) -> Bool[Tensor, " d"]:
+    """Which coordinates a layer moves: one bit of their index, or its complement."""
+    if d == 1:
+        return torch.ones(1, dtype=torch.bool)
+    bits = (d - 1).bit_length()
+    bit = (torch.arange(d) >> (layer // 2 % bits)) & 1
+    return bit == layer % 2
+
+
+class Tilt(nn.Module):
+    """See `tilt`."""
+
+    def __init__(self, program: Callable[..., Any], flow: FlowGenerator) -> None:
+        super().__init__()
+        self.program = program
+        self.flow = flow.requires_grad_(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the program's own
+        """One draw of the program, its base measure exchanged for the flow."""
+        with _Record() as base:
+            result = self.program(*args, **kwargs)
+        x = {name: value.unsqueeze(0) for name, value in base.values.items()}
+        pyro.factor("tilt", self.flow.log_prob(x).squeeze(0) - base.log_prob)
+        return result
+
+
+class _Record(Messenger):
+    """Collects the latent sites' values and the sum of their log densities."""
+
+    def __enter__(self) -> "_Record":
+        self.values: Sites = {}
+        self.log_prob: Tensor | float = 0.0
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
+        if not msg["is_observed"]:
+            self.values[msg["name"]] = msg["value"]
+            self.log_prob = self.log_prob + msg["fn"].log_prob(msg["value"]).sum()
+
+
+def tilt(program: Callable[..., Any], flow: FlowGenerator) -> Tilt:
+    """The program whose density is p~ = q_0 exp(-E), q_0 the flow, frozen from here on.
+
+    The program's own base measure stays (it is sampled for the defensive mixture); a factor named
+    `tilt` adds log q_0 - log_base. With an energy that starts at 0, training starts from q_0 and
+    only has to learn what the flow got wrong.
+
+    Args:
+        program: a program with the flow's sites, without `scale` or `mask` on them.
+        flow: a generator of the same sites, usually warm-started by maximum likelihood. Pass a
+            copy if the same flow is to be trained on.
+    """
+    return Tilt(program, flow)

@@ -1,0 +1,133 @@
+"""Moment gaps: where the model's averages differ from the data's.
+
+For a statistic s, in units of its standard error,
+
+    gap = (E_data[s] - E_w[s]) / SE,
+    SE^2 = var_data / n_data + var_data / n_train + sum_i W_i^2 (s_i - E_w[s])^2,
+
+E_w the average over draws of q with self-normalised, Pareto-smoothed weights W, whose error is the
+delta method's. The middle term is there because a fitted model carries the sampling error of the
+rows it was fitted to. For s a factor of the program this *is* the score of the log-likelihood in
+that factor's scale: zero at the optimum. A discriminator's accuracy near 1/2 does not imply it.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ebm_pp.density import EnergyModel
+from ebm_pp.pareto import psis
+
+# Two-sided probability beyond three standard errors, shared out over all statistics of a report.
+LEVEL = math.erfc(3 / math.sqrt(2))
+
+
+class Gap(NamedTuple):
+    """How far the data's mean of a statistic is above the model's.
+
+    z: in standard errors of the difference.
+    size: in standard deviations of the statistic over the data.
+    """
+
+    z: float
+    size: float
+
+
+def compare_moments(
+    data: dict[str, Float[Tensor, " n"]],
+    draws: dict[str, Float[Tensor, " m"]],
+    log_weights: Float[Tensor, " m"],
+    n_train: int = 0,
+) -> dict[str, Gap]:
+    """The gap of every statistic; see the module.
+
+    Args:
+        data: each statistic at rows of data.
+        draws: the same statistics at draws of q.
+        log_weights: log p~ - log q of the draws.
+        n_train: rows the model was fitted to; 0 if it was not fitted.
+
+    Returns:
+        A gap per statistic; positive where the data's mean is the higher. A statistic that is the
+        same constant everywhere has the gap 0.
+    """
+    at_data = torch.stack([data[name].detach().double() for name in data])
+    at_draws = torch.stack([draws[name].detach().double() for name in data])
+    smoothed, _ = psis(log_weights.double())
+    weights = torch.where(smoothed == -math.inf, 0.0, smoothed.exp())
+    # A statistic may be -inf (log of no mass) where the weight is zero.
+    at_draws = torch.where(weights == 0, 0.0, at_draws)
+    mean = at_draws @ weights
+    importance = ((at_draws - mean[:, None]) * weights).square().sum(-1)
+    variance = at_data.var(-1)
+    n_data = at_data.shape[-1]
+    sampling = variance / n_data + (variance / n_train if n_train else 0.0)
+    difference = at_data.mean(-1) - mean
+    # Rounding of a sum of constants is no difference.
+    scale = at_data.abs().mean(-1) + mean.abs()
+    difference = torch.where(difference.abs() <= 1e-6 * scale, 0.0, difference)
+    z = _ratio(difference, (sampling + importance).sqrt())
+    size = _ratio(difference, variance.sqrt())
+    return {name: Gap(z[i].item(), size[i].item()) for i, name in enumerate(data)}
+
+
+def moment_gaps(
+    data: dict[str, Float[Tensor, " n"]],
+    draws: dict[str, Float[Tensor, " m"]],
+    log_weights: Float[Tensor, " m"],
+    n_train: int = 0,
+) -> dict[str, float]:
+    """`compare_moments`, in standard errors only."""
+    return {
+        name: gap.z for name, gap in compare_moments(data, draws, log_weights, n_train).items()
+    }
+
+
+def family_threshold(m: int) -> float:
+    """The |z| that the largest of `m` gaps of a perfect model passes with probability .0027.
+
+    Three standard errors for one statistic; by Bonferroni's inequality for more.
+
+    Example:
+        >>> round(family_threshold(1), 3), round(family_threshold(50), 2)
+        (3.0, 4.04)
+    """
+    return -torch.special.ndtri(torch.tensor(LEVEL / (2 * m), dtype=torch.float64)).item()
+
+
+def coordinate_names(model: EnergyModel) -> list[str]:
+    """A name per unconstrained coordinate: the site's, with an index if it has several."""
+    names = []
+    for site in model.sites.values():
+        several = site.dim > 1
+        names += [f"{site.name}[{j}]" if several else site.name for j in range(site.dim)]
+    return names
+
+
+def site_statistics(
+    model: EnergyModel, z: Float[Tensor, "n d"], like: Float[Tensor, "m d"]
+) -> dict[str, Float[Tensor, " n"]]:
+    """First and second moments of every unconstrained coordinate; cos and sin of an angle.
+
+    Args:
+        model: names the coordinates and says which are angles.
+        z: unconstrained rows.
+        like: rows that set the centre and scale in which squares are taken.
+    """
+    centre, scale = like.mean(0), like.std(0)
+    found = {}
+    for j, name in enumerate(coordinate_names(model)):
+        if model.circular[j]:
+            found[f"cos {name}"], found[f"sin {name}"] = z[:, j].cos(), z[:, j].sin()
+        else:
+            u = (z[:, j] - centre[j]) / scale[j]
+            found[name], found[f"{name}^2"] = u, u.square()
+    return found
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, with 0 / 0 = 0: equal constants do not differ."""
+    return torch.where(numerator == 0, 0.0, numerator / denominator)

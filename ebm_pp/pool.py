@@ -1,0 +1,175 @@
+"""The pool of a round: rows of data, draws of q and of the base measure, each scored once.
+
+The draws come from the defensive mixture log q_mix = log[(1 - alpha) q + alpha mu], an exact
+density: where q misses, mu still places negatives, so the energy can't leak mass there unseen.
+"""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.diagnostics import moment_gaps
+from ebm_pp.generator import Generator
+from ebm_pp.pareto import chain_statistics
+from ebm_pp.partition import bridge, log_partition_from_weights
+from ebm_pp.sampling import metropolis
+
+CHAINS = 4  # independence-MH chains laid through the pool's draws
+
+
+class Pool(NamedTuple):
+    """Rows in the order data, draws of q, draws of the base measure.
+
+    Attributes:
+        x: all rows.
+        log_q: log q_mix of every row.
+        n_data: rows of data.
+        log_q_generator: log q alone, of the draws of q.
+    """
+
+    x: Sites
+    log_q: Float[Tensor, " n"]
+    n_data: int
+    log_q_generator: Float[Tensor, " m"]
+
+    @property
+    def draws(self) -> slice:
+        """Where the draws of q are."""
+        return slice(self.n_data, self.n_data + len(self.log_q_generator))
+
+
+def pick(x: Sites, rows: Int[Tensor, " m"] | slice) -> Sites:
+    """The named rows of every site."""
+    return {name: value[rows] for name, value in x.items()}
+
+
+def stack(*parts: Sites) -> Sites:
+    """Rows of several draws, one after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def n_rows(x: Sites) -> int:
+    """How many rows."""
+    return len(next(iter(x.values())))
+
+
+def require_finite(log_density: Tensor, pool: Pool) -> None:
+    """A density must be a number at every row; -inf (no mass there) is one for draws."""
+    bad = log_density.isnan() | (log_density == math.inf) | ~pool.log_q.isfinite()
+    bad[: pool.n_data] |= log_density[: pool.n_data].isinf()
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        kind = "data" if row < pool.n_data else "a draw"
+        raise FloatingPointError(
+            f"log density {log_density[row].item()} and log q {pool.log_q[row].item()} at {kind} "
+            f"({int(bad.sum())} rows of the pool)"
+        )
+
+
+@torch.no_grad()
+def draw_pool(
+    model: EnergyModel, generator: Generator, data: Sites | None, size: int, base_share: float
+) -> Pool:
+    """`size` draws of the mixture, and at most `size` rows of the data, with their log q_mix."""
+    n_base = round(base_share * size) if model.proper else 0
+    x_q, log_q = generator.rsample_and_log_prob(size - n_base)
+    others = []
+    n_data = 0
+    if data is not None:
+        n_rows = len(next(iter(data.values())))
+        n_data = min(size, n_rows)
+        others.append(data if n_data == n_rows else pick(data, torch.randperm(n_rows)[:n_data]))
+    if n_base:
+        others.append(model.sample_base(n_base))
+    if not others:
+        return Pool(x_q, log_q, 0, log_q)
+    elsewhere = stack(*others)
+    log_q_elsewhere = generator.log_prob(elsewhere)
+    rows = [pick(elsewhere, slice(n_data)), x_q, pick(elsewhere, slice(n_data, None))]
+    x = stack(*[part for part in rows if len(next(iter(part.values())))])
+    log_q_all = torch.cat([log_q_elsewhere[:n_data], log_q, log_q_elsewhere[n_data:]])
+    if n_base:
+        share = n_base / size
+        log_base = model.log_base(x)
+        log_q_all = torch.logaddexp(log_q_all + math.log(1 - share), log_base + math.log(share))
+    return Pool(x, log_q_all, n_data, log_q)
+
+
+@torch.no_grad()
+def diagnose_round(
+    pool: Pool,
+    terms: dict[str, Float[Tensor, " n"]],
+    held_out: Float[Tensor, " h"] | None,
+    nu: float,
+    n_train: int,
+) -> dict[str, Any]:
+    """ArviZ's view of a round, from the densities at hand: no new evaluation of the model.
+
+    Args:
+        pool: the round's pool.
+        terms: every term of log p~ at every row of the pool.
+        held_out: log p~ at held-out rows.
+        nu: draws per datum in the offset's equation.
+        n_train: rows of training data.
+
+    Returns:
+        One flat record: log Z and its error, ESS fraction and k-hat of the draws of q; r-hat,
+        effective draws, mcse and acceptance of independence-MH chains over them; the exact offset
+        and its gap to log Z; the largest moment gap and its term; held-out log-likelihood.
+    """
+    log_density = torch.stack(list(terms.values())).sum(0)
+    draws, n_data = pool.draws, pool.n_data
+    log_weights = log_density[draws] - pool.log_q_generator
+    log_z = log_partition_from_weights(log_weights)
+    x_draws = pick(pool.x, draws)
+    info: dict[str, Any] = {
+        "log_partition": log_z.value,
+        "log_partition_se": log_z.standard_error,
+        "ess": log_z.ess,
+        "pareto_k": log_z.pareto_k,
+        **_chain_summary(x_draws, log_weights),
+        "offset": math.nan,
+        "offset_gap": math.nan,
+        "max_moment_gap": math.nan,
+        "worst_term": "",
+        "held_out": math.nan,
+        "held_out_se": math.nan,
+        "cpu_seconds": time.process_time(),
+    }
+    if n_data:
+        mixture_weights = log_density - pool.log_q
+        info["offset"] = bridge(mixture_weights[:n_data], mixture_weights[n_data:], nu)
+        info["offset_gap"] = info["offset"] - log_z.value
+        gaps = moment_gaps(
+            {name: value[:n_data] for name, value in terms.items()},
+            {name: value[draws] for name, value in terms.items()},
+            log_weights,
+            n_train,
+        )
+        worst = max(gaps, key=lambda name: abs(gaps[name]))
+        info["max_moment_gap"], info["worst_term"] = gaps[worst], worst
+    if held_out is not None:
+        error = held_out.std().item() / math.sqrt(len(held_out))
+        info["held_out"] = held_out.mean().item() - log_z.value
+        info["held_out_se"] = math.hypot(error, log_z.standard_error)
+    return info
+
+
+def _chain_summary(x: Sites, log_weights: Tensor) -> dict[str, float]:
+    """r-hat, effective draws, mcse in sd, over the worst coordinate of all sites."""
+    steps = len(log_weights) // CHAINS
+    index, acceptance = metropolis(log_weights[: steps * CHAINS].reshape(CHAINS, steps))
+    values = torch.cat([v.reshape(len(v), -1) for v in x.values()], -1)[index]
+    ess, rhat, mcse = chain_statistics(values)
+    spread = values.flatten(0, 1).std(0).numpy()
+    return {
+        "acceptance": acceptance,
+        "min_ess": float(ess.min()),
+        "max_rhat": float(rhat.max()),
+        "max_mcse": float((mcse / spread).max()),
+    }

@@ -1,0 +1,254 @@
+"""Running a Pyro program: one draw by one messenger, many draws by three strategies.
+
+A program declares one draw. `Run` supplies its latent values and shows every site to a visitor
+once all scales, masks and plates of the program have been applied. A batch is evaluated by
+
+* `vmap`: one run under `torch.func.vmap`; the program sees a single draw;
+* `plate`: one run inside an outer plate; the program sees all draws at once, so this is right
+  only for programs that broadcast, and is used only where it was compared with the loop;
+* `loop`: one run per draw, always right, slow.
+
+All three return the same: for every site and factor a vector of `n` log densities.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import constraints
+
+Message = dict[str, Any]
+Sites = dict[str, Tensor]
+Visitor = Callable[[Message], None]
+# Runs the program once inside a `Run` made from a supplier of values and a visitor; a third
+# argument is a context between the two, such as an outer plate.
+Runner = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One latent site of a program.
+
+    Attributes:
+        name: The name in `pyro.sample`.
+        shape: Plate shape plus event shape of one draw.
+        support: The constraint on its values; bounds broadcast against `shape`.
+        dim: The number of unconstrained coordinates.
+        circular: Whether every coordinate is an angle.
+        proper: Whether the base measure can be sampled: false for an improper site and for one
+            that the program scales or masks, whose base is no longer normalised.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    support: constraints.Constraint
+    dim: int
+    circular: bool
+    proper: bool
+
+
+class Run(Messenger):
+    """One run of a program, closed to handlers outside it.
+
+    Args:
+        supply: Gives the value of each latent site from its message.
+        visit: Sees each site's message when scale, mask and plates are known.
+        parameter: Gives the value of a `pyro.param` statement, or None to leave it to Pyro.
+    """
+
+    def __init__(
+        self,
+        supply: Callable[[Message], Any],
+        visit: Visitor,
+        parameter: Callable[[Message], Tensor | None],
+    ) -> None:
+        super().__init__()
+        self.supply, self.visit, self.parameter = supply, visit, parameter
+
+    def _process_message(self, msg: Any) -> None:
+        msg["stop"] = True
+        if msg["type"] == "sample" and not msg["is_observed"]:
+            if not is_plate(msg):
+                msg["value"], msg["done"] = self.supply(msg), True
+        elif msg["type"] == "param":
+            value = self.parameter(msg)
+            if value is not None:
+                msg["value"], msg["done"] = value, True
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not msg["infer"].get("_deterministic"):
+            self.visit(msg)
+
+
+def is_plate(msg: Message) -> bool:
+    """Whether the message is a plate asking for its indices, not a site."""
+    return isinstance(msg["fn"], _Subsample)
+
+
+def log_term(msg: Message) -> Tensor:
+    """The site's scaled and masked log density, one number per plate member."""
+    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    if _is_plain(msg):
+        return log_prob
+    return scale_and_mask(log_prob, msg["scale"], msg["mask"])
+
+
+def _is_plain(msg: Message) -> bool:
+    return msg["mask"] is None and isinstance(msg["scale"], float) and msg["scale"] == 1.0
+
+
+def one_draw(run: Runner, values: Sites) -> Sites:
+    """The log density of every site and factor at one draw.
+
+    Args:
+        run: Runs the program once.
+        values: One draw of the latent sites, without a leading `n`.
+
+    Returns:
+        A scalar for each site, observed site and factor.
+    """
+    terms: Sites = {}
+
+    def visit(msg: Message) -> None:
+        if not is_plate(msg):
+            term = log_term(msg)
+            terms[msg["name"]] = term.sum() if term.dim() else term
+
+    run(lambda msg: values[msg["name"]], visit)
+    return terms
+
+
+def by_vmap(
+    run: Runner, x: Sites, roots: frozenset[str] = frozenset(), randomness: str = "error"
+) -> Sites:
+    """All draws in one run under `torch.func.vmap`.
+
+    Args:
+        run: Runs the program once.
+        x: Draws, each value `(n, *site_shape)`.
+        roots: Sites whose distribution is the same at every draw. Their log density is taken
+            of the whole batch after the run, which is faster; a distribution that did depend on
+            the draw could not leave `vmap` and would raise.
+        randomness: As in `torch.func.vmap`.
+
+    Returns:
+        For every site and factor its `n` log densities.
+    """
+    later: dict[str, Any] = {}
+    order: list[str] = []
+
+    def single(values: Sites) -> Sites:
+        terms: Sites = {}
+
+        def visit(msg: Message) -> None:
+            if is_plate(msg):
+                return
+            name = msg["name"]
+            order.append(name)
+            if name in roots and _is_plain(msg):
+                later[name] = msg["fn"]
+            else:
+                term = log_term(msg)
+                terms[name] = term.sum() if term.dim() else term
+
+        run(lambda msg: values[msg["name"]], visit)
+        return terms
+
+    terms = torch.func.vmap(single, randomness=randomness)(x)
+    for name, fn in later.items():
+        term = fn.log_prob(x[name])
+        terms[name] = term.flatten(1).sum(1) if term.dim() > 1 else term
+    return {name: terms[name] for name in order}
+
+
+def by_loop(run: Runner, x: Sites) -> Sites:
+    """One run per draw."""
+    n = len(next(iter(x.values())))
+    rows = [one_draw(run, {name: value[i] for name, value in x.items()}) for i in range(n)]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def by_plate(run: Runner, x: Sites, event_dims: dict[str, int], nesting: int) -> Sites:
+    """All draws in one run inside an outer plate, left of the program's own plates.
+
+    Args:
+        run: Runs the program once.
+        x: Draws, each value `(n, *site_shape)`.
+        event_dims: The number of event dimensions of each site.
+        nesting: The number of batch dimensions that one draw uses itself.
+
+    Returns:
+        For every site and factor its `n` log densities.
+
+    Raises:
+        ValueError: A term has no dimension of draws where the plate expects it.
+    """
+    n = len(next(iter(x.values())))
+    values = {}
+    for name, value in x.items():
+        batch = value.dim() - 1 - event_dims[name]
+        values[name] = value.reshape(n, *[1] * (nesting - batch), *value.shape[1:])
+    terms: Sites = {}
+
+    def visit(msg: Message) -> None:
+        if is_plate(msg):
+            return
+        term = log_term(msg)
+        if term.dim() != nesting + 1 or len(term) != n:
+            raise ValueError(f"{msg['name']} has shape {tuple(term.shape)} in the outer plate")
+        terms[msg["name"]] = term.flatten(1).sum(1) if nesting else term
+
+    run(lambda msg: values[msg["name"]], visit, pyro.plate("_draws", n, dim=-1 - nesting))
+    return terms
+
+
+def by_base(run: Runner, roots: frozenset[str], names: list[str], n: int) -> Sites:
+    """Ancestral draws of the base measure.
+
+    Sites that depend on no other are drawn at once; the rest given them under `vmap` with
+    different random numbers, or one by one where a sampler has no batching rule.
+
+    Args:
+        run: Runs the program once.
+        roots: Sites whose distribution depends on no other site.
+        names: All latent sites in program order.
+        n: Number of draws.
+
+    Returns:
+        Draws, each value `(n, *site_shape)`.
+    """
+    first: Sites = {}
+
+    def at_once(msg: Message) -> Tensor:
+        name, fn = msg["name"], msg["fn"]
+        if name not in roots:
+            return fn()
+        first[name] = fn.sample((n,))
+        return first[name][0]
+
+    def descend(given: Sites) -> Sites:
+        drawn = dict(given)
+
+        def supply(msg: Message) -> Tensor:
+            if msg["name"] not in drawn:
+                drawn[msg["name"]] = msg["fn"]()
+            return drawn[msg["name"]]
+
+        run(supply, lambda msg: None)
+        return drawn
+
+    run(at_once, lambda msg: None)
+    if len(first) == len(names):
+        return first
+    try:
+        drawn = torch.func.vmap(descend, randomness="different")(first)
+    except RuntimeError:
+        rows = [descend({name: value[i] for name, value in first.items()}) for i in range(n)]
+        drawn = {name: torch.stack([row[name] for row in rows]) for name in names}
+    return {name: drawn[name] for name in names}

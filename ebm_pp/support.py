@@ -1,0 +1,141 @@
+"""Bijections between unconstrained coordinates and the supports that Pyro knows.
+
+As in Pyro, `biject_to(support)`, with three additions: lower-triangular and positive-definite
+matrices, which Pyro's registry leaves out of the bijections (their coordinates are the lower
+triangle, row by row, with the logarithm on the diagonal), and an inverse of stick breaking
+that stays exact where the last parts are small.
+"""
+
+import math
+
+import torch
+from pyro.distributions.transforms import CholeskyTransform
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import ComposeTransform, StickBreakingTransform, Transform
+
+
+class StickBreaking(StickBreakingTransform):
+    """Stick breaking whose inverse sums the remaining parts, not one minus the used ones.
+
+    With part y_k and rest r_k = y_{k+1} + ... + y_K: z_k = log y_k - log r_k + log(K - k).
+    """
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        rest = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        left = torch.arange(y.shape[-1] - 1, 0, -1, device=y.device).to(y)
+        return y[..., :-1].log() - rest.log() + left.log()
+
+
+class LowerCholesky(Transform):
+    """A vector of D (D + 1) / 2 numbers to a D x D lower triangle with positive diagonal."""
+
+    domain = constraints.real_vector
+    codomain = constraints.lower_cholesky
+    bijective = True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LowerCholesky)
+
+    __hash__ = Transform.__hash__
+
+    def _call(self, x: Tensor) -> Tensor:
+        size = _side(x.shape[-1])
+        rows, columns = torch.tril_indices(size, size, device=x.device)
+        place = torch.zeros(size, size, dtype=torch.long, device=x.device)
+        place[rows, columns] = torch.arange(x.shape[-1], device=x.device)
+        square = x[..., place]
+        return square.tril(-1) + torch.diag_embed(square.diagonal(dim1=-2, dim2=-1).exp())
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        size = y.shape[-1]
+        rows, columns = torch.tril_indices(size, size, device=y.device)
+        triangle = y.tril(-1) + torch.diag_embed(y.diagonal(dim1=-2, dim2=-1).log())
+        return triangle[..., rows, columns]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum of the log diagonal, per matrix."""
+        return y.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        """The shape of the matrix for a vector's shape."""
+        size = _side(shape[-1])
+        return torch.Size((*shape[:-1], size, size))
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """The shape of the vector for a matrix's shape."""
+        return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
+
+
+def _side(numbers: int) -> int:
+    return (math.isqrt(8 * numbers + 1) - 1) // 2
+
+
+def bijection(support: constraints.Constraint) -> Transform:
+    """The map from unconstrained coordinates onto a support.
+
+    Args:
+        support: The constraint of one site, without the leading `n`.
+
+    Returns:
+        A bijective transform whose log-Jacobian is known.
+
+    Raises:
+        NotImplementedError: No bijection onto this support is known.
+    """
+    if isinstance(support, constraints.independent):
+        return bijection(support.base_constraint)
+    if isinstance(support, type(constraints.simplex)):
+        return StickBreaking()
+    if type(support) is type(constraints.lower_cholesky):
+        return LowerCholesky()
+    if type(support) is type(constraints.positive_definite):
+        return ComposeTransform([LowerCholesky(), CholeskyTransform().inv])
+    return biject_to(support)
+
+
+def describe(support: constraints.Constraint) -> str:
+    """A support in a few words, with its bounds."""
+    if isinstance(support, constraints.independent):
+        return describe(support.base_constraint)
+    bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    name = type(support).__name__.strip("_")
+    numbers = ", ".join(_brief(bound) for bound in bounds if bound is not None)
+    return f"{name}({numbers})" if numbers else name
+
+
+def _brief(bound: float | Tensor) -> str:
+    if isinstance(bound, Tensor) and bound.numel() > 1:
+        return f"{bound.min().item():g}..{bound.max().item():g}"
+    return f"{float(bound):g}"
+
+
+def same_support(one: constraints.Constraint, other: constraints.Constraint) -> bool:
+    """Whether two constraints have one type and equal bounds."""
+    if type(one) is not type(other):
+        return False
+    mine, yours = vars(one), vars(other)
+    return mine.keys() == yours.keys() and all(_same(mine[k], yours[k]) for k in mine)
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, constraints.Constraint) and isinstance(other, constraints.Constraint):
+        return same_support(one, other)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return False
+    return one == other
+
+
+def bounds_of(support: object) -> list[Tensor]:
+    """Every tensor that a constraint holds, for instance the ends of an interval."""
+    if isinstance(support, Tensor):
+        return [support]
+    if isinstance(support, list | tuple):
+        return [bound for part in support for bound in bounds_of(part)]
+    if isinstance(support, constraints.Constraint):
+        return bounds_of(list(vars(support).values()))
+    return []
