@@ -33,7 +33,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 experiments: $(STAMP)
-	@set -e; for file in experiments/[a-z]*.py; do \
+	@set -e; for file in $$(grep -l __main__ experiments/[a-z]*.py | grep -v demo.py); do \
 	  echo "== $$file"; $(BIN)/python -m experiments.$$(basename $$file .py); done
 
 $(STAMP): pyproject.toml constraints.txt

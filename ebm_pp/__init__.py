@@ -1,0 +1,54 @@
+"""ebm_pp: energy-based models as Pyro programs, fitted without MCMC, sampled and diagnosed."""
+
+from ebm_pp.checkpoint import load, save
+from ebm_pp.circle import Circle
+from ebm_pp.config import FitConfig
+from ebm_pp.datatree import to_datatree
+from ebm_pp.density import EnergyModel
+from ebm_pp.diagnostics import Report, diagnose
+from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
+from ebm_pp.generator import FlowGenerator, Generator, tilt
+from ebm_pp.partition import Estimate
+from ebm_pp.sampling import (
+    Chains,
+    Draws,
+    importance_sample,
+    independence_mh,
+    log_partition,
+    log_prob,
+    neutra_hmc,
+    resample,
+)
+from ebm_pp.training import Fit, Status, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chains",
+    "CheckpointError",
+    "Circle",
+    "DataError",
+    "Draws",
+    "EnergyModel",
+    "Estimate",
+    "Fit",
+    "FitConfig",
+    "FlowGenerator",
+    "Generator",
+    "GeneratorError",
+    "ProgramError",
+    "Report",
+    "Status",
+    "diagnose",
+    "fit",
+    "importance_sample",
+    "independence_mh",
+    "load",
+    "log_partition",
+    "log_prob",
+    "neutra_hmc",
+    "resample",
+    "save",
+    "tilt",
+    "to_datatree",
+]

@@ -5,7 +5,7 @@ Here an angle is any real number modulo 2 pi; densities are per radian.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from pyro.distributions import (
@@ -16,7 +16,14 @@ from pyro.distributions import (
 )
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, VonMises, biject_to, constraints
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    VonMises,
+    biject_to,
+    constraints,
+)
 from torch.distributions.transforms import Transform, identity_transform
 
 
@@ -58,12 +65,12 @@ class Circle(TorchDistribution):
     ) -> None:
         super().__init__(torch.Size(batch_shape), validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Circle":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Circle":
         """The same distribution over a larger `batch_shape`."""
         torch.broadcast_shapes(self.batch_shape, batch_shape)
         return Circle(tuple(batch_shape), validate_args=self._validate_args)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Angles of shape `sample_shape + batch_shape`, in [-pi, pi)."""
         return wrap(2 * math.pi * torch.rand(torch.Size(sample_shape) + self.batch_shape))
 
@@ -91,15 +98,19 @@ def wrap(angle: Tensor) -> Tensor:
 
 
 def layers(fn: Distribution) -> list[Distribution]:
-    """A distribution and those inside it under `to_event`, `expand` and `mask`."""
+    """A distribution and those inside it: `to_event`, `expand`, `mask`, a mixture's parts."""
     found = [fn]
-    while isinstance(found[-1], Independent | ExpandedDistribution | MaskedDistribution):
-        found.append(found[-1].base_dist)
-    return found
+    while True:
+        if isinstance(found[-1], Independent | ExpandedDistribution | MaskedDistribution):
+            found.append(found[-1].base_dist)
+        elif isinstance(found[-1], MixtureSameFamily):
+            found.append(found[-1].component_distribution)
+        else:
+            return found
 
 
 def innermost(fn: Distribution) -> Distribution:
-    """The distribution inside `to_event`, `expand` and `mask`."""
+    """The distribution inside `to_event`, `expand`, `mask` and a mixture."""
     return layers(fn)[-1]
 
 

@@ -58,9 +58,9 @@ def rational_quadratic(
     if raw.shape[-1] == 3 * bins:
         start, end = slopes, torch.cat([slopes[..., 1:], slopes[..., :1]], -1)
     else:
-        one = torch.ones_like(slopes[..., :1])
+        one = torch.ones_like(raw[..., :1])
         start, end = torch.cat([one, slopes], -1), torch.cat([slopes, one], -1)
-    inside = x.abs() < bound
+    inside = x.abs() <= bound  # the ends too: on the circle they are a point like any other
     point = torch.where(inside, x, torch.zeros_like(x))  # keeps the unused branch finite
     edges = left[..., 1 if inverse else 0, 1:].detach()
     k = (point.detach().unsqueeze(-1) >= edges).sum(-1)
@@ -93,7 +93,8 @@ def _piece_inverse(
     s, bend = h / w, d_k + d_next - 2 * h / w
     rise = y - y_k
     a, b, c = h * (s - d_k) + rise * bend, h * d_k - rise * bend, -s * rise
-    discriminant = (b.square() - 4 * a * c).clamp_min(0)  # only rounding can make it negative
+    tiny = torch.finfo(y.dtype).tiny  # rounding can make it 0, where the root has no gradient
+    discriminant = (b.square() - 4 * a * c).clamp_min(tiny)
     xi = 2 * c / (-b - discriminant.sqrt())
     both = xi * (1 - xi)
     return x_k + xi * w, -_log_slope(s, xi, both, s + bend * both, d_k, d_next)

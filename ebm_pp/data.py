@@ -4,22 +4,21 @@ Every check is vectorised over rows; messages give the count and the first row n
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import constraints
 
 from ebm_pp.errors import DataError
 from ebm_pp.program import Site, Sites
-from ebm_pp.support import describe
+from ebm_pp.support import describe, plain
 
 SHOWN = 5  # row numbers in a message
 
 
 def check_rows(
-    x: Any, sites: dict[str, Site], dtype: torch.dtype, device: torch.device
+    x: object, sites: dict[str, Site], dtype: torch.dtype, device: torch.device
 ) -> Sites:
     """User data as tensors of the model, or an error that names site and rows.
 
@@ -36,6 +35,26 @@ def check_rows(
         DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
             finite, outside the support or on its boundary, or there are no rows.
     """
+    named = _named(x, sites)
+    rows = {name: _to_tensor(named[name], site, dtype, device) for name, site in sites.items()}
+    lengths = {name: len(value) for name, value in rows.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"sites have different numbers of rows: {lengths}; expected the same for all.\n  "
+            "Most likely missing values were dropped from one column: drop whole rows."
+        )
+    if not next(iter(lengths.values())):
+        raise DataError(
+            "the data are empty: 0 rows; expected at least one.\n  Most likely a filter removed "
+            "every row; for a density without data use fit(model, data=None)."
+        )
+    for name, site in sites.items():
+        _check_values(rows[name], site)
+    return rows
+
+
+def _named(x: object, sites: dict[str, Site]) -> Mapping[str, object]:
+    """The data, if they are a mapping with exactly the model's sites."""
     if not isinstance(x, Mapping):
         raise DataError(
             f"the data are {type(x).__name__}; expected a dict from site name to rows, with the "
@@ -53,24 +72,10 @@ def check_rows(
                 f"site {name!r} of the data is unknown to the program: got {list(x)}, expected "
                 f"{list(sites)}.\n  Most likely a misspelt or additional column: leave it out."
             )
-    rows = {name: _to_tensor(x[name], site, dtype, device) for name, site in sites.items()}
-    lengths = {name: len(value) for name, value in rows.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(
-            f"sites have different numbers of rows: {lengths}; expected the same for all.\n  "
-            "Most likely missing values were dropped from one column: drop whole rows."
-        )
-    if not next(iter(lengths.values())):
-        raise DataError(
-            "the data are empty: 0 rows; expected at least one.\n  Most likely a filter removed "
-            "every row; for a density without data use fit(model, data=None)."
-        )
-    for name, site in sites.items():
-        _check_values(rows[name], site)
-    return rows
+    return x
 
 
-def _to_tensor(value: Any, site: Site, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _to_tensor(value: object, site: Site, dtype: torch.dtype, device: torch.device) -> Tensor:
     """One site's rows as a tensor of the right dtype and shape."""
     if not isinstance(value, Tensor):
         try:
@@ -82,7 +87,9 @@ def _to_tensor(value: Any, site: Site, dtype: torch.dtype, device: torch.device)
             ) from error
         if value.dtype.kind not in "fiu":
             raise DataError(_dtype_text(site, str(value.dtype)))
-        value = torch.as_tensor(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
+        wide = value.dtype.kind != "f" or value.dtype.itemsize > 4
+        # A copy, since a read-only array cannot become a tensor.
+        value = torch.from_numpy(np.array(value, dtype=np.float64 if wide else np.float32))
     if value.is_complex() or value.dtype == torch.bool:
         raise DataError(_dtype_text(site, str(value.dtype).removeprefix("torch.")))
     if tuple(value.shape[1:]) != site.shape or not value.dim():
@@ -163,10 +170,20 @@ def _inside(support: constraints.Constraint, value: Tensor) -> Tensor:
 
 def _on_boundary(support: constraints.Constraint, value: Tensor) -> Tensor:
     """Whether a row touches the edge of its support, where no coordinate is finite."""
-    if isinstance(support, constraints.independent):
-        return _on_boundary(support.base_constraint, value)
+    support = plain(support)
+    touching = [
+        value == getattr(support, bound)
+        for bound in ("lower_bound", "upper_bound")
+        if hasattr(support, bound)
+    ]
+    kind = type(support)
+    if kind in (type(constraints.simplex), type(constraints.positive_ordered_vector)):
+        touching.append(value == 0)
+    if kind in (type(constraints.ordered_vector), type(constraints.positive_ordered_vector)):
+        touching.append(value.diff() == 0)
+    if kind in (type(constraints.lower_cholesky), type(constraints.corr_cholesky)):
+        touching.append(value.diagonal(dim1=-2, dim2=-1) == 0)
     edge = torch.zeros(len(value), dtype=torch.bool, device=value.device)
-    for name in ("lower_bound", "upper_bound"):
-        if hasattr(support, name):
-            edge |= (value == getattr(support, name)).reshape(len(value), -1).any(-1)
+    for touch in touching:
+        edge |= touch.reshape(len(value), -1).any(-1)
     return edge

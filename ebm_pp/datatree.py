@@ -33,31 +33,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.evidence import Diagnosable
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.sampling import (
     Chains,
     Draws,
-    Fitted,
-    independence_mh,
     log_density_of,
     metropolis,
     propose,
     seeded,
     slices,
+    walk,
 )
 
 Variables = dict[str, NDArray[Any]]
 
 
 @runtime_checkable
-class Recorded(Fitted, Protocol):
+class Recorded(Diagnosable, Protocol):
     """What the tree takes from a `Fit`."""
 
-    history: tuple[dict[str, Any], ...]
-    status: enum.Enum
-    config: Any
-    offset: float
-    n_train: int
+    @property
+    def history(self) -> tuple[dict[str, Any], ...]:
+        """A record per diagnosed round."""
+        ...
+
+    @property
+    def status(self) -> enum.Enum:
+        """How the run ended."""
+        ...
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - any dataclass
+        """What it ran with."""
+        ...
 
 
 def to_datatree(
@@ -98,9 +107,9 @@ def to_datatree(
     else:
         with seeded(seed):
             values, log_density, log_q = propose(source, n)
+            walked = walk(values, log_density, log_q, chains)
         draws = Draws(values, log_density - log_q)
-        walk = independence_mh(source, draws, chains, seed=seed)
-        groups = {**_chain_groups(walk, source.model), "proposal": _proposal(draws)}
+        groups = {**_chain_groups(walked, source.model), "proposal": _proposal(draws)}
         log_z = log_partition_from_weights(draws.log_weights)
         attributes |= _estimate(log_z) | _record(source)
         if data is not None:
@@ -118,18 +127,18 @@ def to_datatree(
     return tree
 
 
-def _chain_groups(walk: Chains, model: EnergyModel | None = None) -> dict[str, Variables]:
+def _chain_groups(walked: Chains, model: EnergyModel | None = None) -> dict[str, Variables]:
     """Posterior and sample_stats; the energy too if the model is at hand."""
     statistics = {
-        "log_density": _array(walk.log_density),
-        "log_q": _array(walk.log_q),
-        "log_weight": _array(walk.log_weights),
-        "acceptance": _array(walk.accepted.double()),
+        "log_density": _array(walked.log_density),
+        "log_q": _array(walked.log_q),
+        "log_weight": _array(walked.log_weights),
+        "acceptance": _array(walked.accepted.double()),
     }
     if model is not None:
-        flat = {name: value.flatten(0, 1) for name, value in walk.values.items()}
-        statistics["energy"] = _array(_energy(model, flat).reshape(walk.log_q.shape))
-    return {"posterior": _variables(walk.values), "sample_stats": statistics}
+        flat = {name: value.flatten(0, 1) for name, value in walked.values.items()}
+        statistics["energy"] = _array(_energy(model, flat).reshape(walked.log_q.shape))
+    return {"posterior": _variables(walked.values), "sample_stats": statistics}
 
 
 @torch.no_grad()
@@ -226,7 +235,7 @@ def _versions() -> dict[str, str]:
     packages = {"ebm_pp": "ebm-pp", "pyro": "pyro-ppl", "arviz_base": "arviz-base"}
     found = {f"{name}_version": _version(package) for name, package in packages.items()}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return found | {"torch_version": torch.__version__, "created_at": now}
+    return found | {"torch_version": str(torch.__version__), "created_at": now}
 
 
 def _version(package: str) -> str:

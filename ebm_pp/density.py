@@ -10,23 +10,26 @@ batch with a loop over draws (`verify.py`). Densities are those of the constrain
 the reference measure of Pyro's own bijections; `constrain` and `unconstrain` give the Jacobian.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial, reduce
 from operator import add
-from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Float
+from pyro.poutine.runtime import _DIM_ALLOCATOR
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
+from torch.nn.parameter import is_lazy
 
+from ebm_pp.ancestral import draw_base
 from ebm_pp.circle import wrap
 from ebm_pp.data import check_rows
 from ebm_pp.errors import DataError, ProgramError
-from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_base
+from ebm_pp.program import Message, Run, Site, Sites, Visitor
 from ebm_pp.support import bijection
 from ebm_pp.trace import read_sites
 from ebm_pp.verify import compile_program, evaluate
@@ -56,12 +59,26 @@ class EnergyModel(nn.Module):
 
     Raises:
         ProgramError: The program cannot be compiled; the text says why and what to do.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def program():
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.factor("well", -(x**4))
+        >>> model = EnergyModel(program)
+        >>> model.energy({"x": torch.tensor([1.0, 2.0])})
+        tensor([ 1., 16.])
     """
 
     circular: Tensor
+    _anchor: Tensor
 
     def __init__(
-        self, program: Callable[..., Any], *args: Any, batching: str = "auto", **kwargs: Any
+        self,
+        program: object,
+        *args: object,
+        batching: str = "auto",
+        **kwargs: object,
     ) -> None:
         super().__init__()
         if not callable(program) or isinstance(program, type):
@@ -71,10 +88,11 @@ class EnergyModel(nn.Module):
             )
         if batching not in ("auto", "vmap", "plate", "loop"):
             raise ProgramError(f"batching is {batching!r}; expected auto, vmap, plate or loop.")
-        self.program, self.args, self.kwargs = program, args, kwargs
+        self.program: Callable[..., object] = program
+        self.args, self.kwargs = args, kwargs
         self.networks = nn.ModuleList(_networks(program, args, kwargs))
-        own = [p for p in self.parameters() if p.is_floating_point()]
-        anchor = torch.empty(0, dtype=own[0].dtype if own else None)
+        own = [p for p in self.parameters() if p.is_floating_point() and not is_lazy(p)]
+        anchor = own[0].detach().new_empty(0) if own else torch.empty(0)
         self.register_buffer("_anchor", anchor, persistent=False)
         # Constraints of the parameters that `pyro.param` statements declare.
         self._declared: dict[str, constraints.Constraint] = {}
@@ -169,7 +187,7 @@ class EnergyModel(nn.Module):
             )
         return evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
 
-    def _total(self, terms: dict[str, Tensor], names: Any, x: Sites) -> Tensor:
+    def _total(self, terms: dict[str, Tensor], names: Collection[str], x: Sites) -> Tensor:
         if not names:
             first = x[next(iter(self.sites))]
             return first.new_zeros(len(first))
@@ -238,9 +256,9 @@ class EnergyModel(nn.Module):
                     "scaled or masked site); expected one that can be sampled.\n  Give the site "
                     "a normalised distribution, or do not draw from the base."
                 )
-        return by_base(self._run, self._compiled.roots, list(self.sites), n)
+        return draw_base(self._run, self._compiled, n)
 
-    def check(self, x: Any) -> Sites:
+    def check(self, x: object) -> Sites:
         """User data as rows of this model: checked, never repaired.
 
         Args:
@@ -257,7 +275,7 @@ class EnergyModel(nn.Module):
 
     def _run(
         self,
-        supply: Callable[[Message], Any],
+        supply: Callable[[Message], Tensor],
         visit: Visitor,
         inside: AbstractContextManager | None = None,
         *,
@@ -274,10 +292,12 @@ class EnergyModel(nn.Module):
     def _parameter(self, msg: Message) -> Tensor | None:
         """The value of a `pyro.param` statement: ours, a network's own, or None for PyroParam."""
         name, args = msg["name"], msg["args"]
+        if name in pyro.get_param_store():
+            return None  # a PyroParam, which its module has just put there
         if name in self._declared:
             return transform_to(self._declared[name])(self._parameters[_key(name)])
         if len(args) == 1:
-            return None
+            return None  # Pyro says that the parameter does not exist
         if isinstance(args[1], nn.Parameter):
             return args[1]
         if not self._compiling:
@@ -299,7 +319,8 @@ class EnergyModel(nn.Module):
         self.kwargs = {k: fn(a) if isinstance(a, Tensor) else a for k, a in self.kwargs.items()}
         if (self.dtype, self.device) != before and self.device.type != "meta":
             # The bounds of supports are tensors of the program: read them again.
-            self._set_sites(read_sites(partial(self._run, validate=True)))
+            now = read_sites(partial(self._run, validate=True))
+            self._set_sites({k: replace(s, support=now[k].support) for k, s in self.sites.items()})
         return self
 
 
@@ -307,7 +328,7 @@ def _key(name: str) -> str:
     return "param:" + name.replace(".", "%2E")  # a module refuses dots in parameter names
 
 
-def _networks(program: Any, args: tuple, kwargs: dict[str, Any]) -> list[nn.Module]:
+def _networks(program: object, args: tuple, kwargs: dict[str, object]) -> list[nn.Module]:
     """Networks that a function receives as arguments, through `partial`, or as `self`."""
     found = [*args, *kwargs.values()]
     while isinstance(program, partial):
@@ -319,24 +340,26 @@ def _networks(program: Any, args: tuple, kwargs: dict[str, Any]) -> list[nn.Modu
 
 def _log_jacobian(transform: Transform, free: Tensor, value: Tensor) -> Tensor:
     log_jacobian = transform.log_abs_det_jacobian(free, value)
-    return log_jacobian.reshape(len(value), -1).sum(-1)
+    return log_jacobian.flatten(1).sum(1) if log_jacobian.dim() > 1 else log_jacobian
 
 
 @contextmanager
 def _surroundings(dtype: torch.dtype, device: torch.device, validate: bool) -> Iterator[None]:
-    """The model's dtype and device as defaults, an empty parameter store, validation or none.
+    """The model's dtype and device as defaults, Pyro's global state set aside, validation or not.
 
-    Without validation inside: the program was validated when it was compiled, rows are validated
-    by `check`, and Pyro's own checks need numbers that `vmap` does not give.
+    Evaluation runs without validation: the program was validated when it was compiled, rows are
+    validated by `check`, and Pyro's own checks need numbers that `vmap` does not give.
     """
-    store = vars(pyro.get_param_store())
-    kept, default = store.copy(), torch.get_default_dtype()
+    store, default = pyro.get_param_store(), torch.get_default_dtype()
+    parameters, plates = vars(store).copy(), _DIM_ALLOCATOR._stack
     place = nullcontext() if device.type == "cpu" else torch.device(device)
     try:
-        pyro.get_param_store().clear()
+        store.clear()
+        _DIM_ALLOCATOR._stack = []
         torch.set_default_dtype(dtype)
         with pyro.validation_enabled(validate), place:
             yield
     finally:
         torch.set_default_dtype(default)
-        store.update(kept)
+        _DIM_ALLOCATOR._stack = plates
+        vars(store).update(parameters)

@@ -13,7 +13,7 @@ from ebm_pp.moments import Gap, compare_moments, site_statistics
 from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import Estimate, log_partition_from_weights, sandwich
 from ebm_pp.reach import DataSide, Leak, Spread, behind_barrier, data_side, leaked_mass, widest
-from ebm_pp.sampling import Chains, Draws, Fitted, independence_mh, propose, slices
+from ebm_pp.sampling import Chains, Fitted, propose, slices, walk
 
 ROWS_TRIED = 100  # rows beyond reach that are looked at more closely
 
@@ -22,8 +22,15 @@ ROWS_TRIED = 100  # rows beyond reach that are looked at more closely
 class Diagnosable(Fitted, Protocol):
     """What a diagnosis needs of a `Fit`."""
 
-    offset: float
-    n_train: int
+    @property
+    def offset(self) -> float:
+        """The discriminator's b."""
+        ...
+
+    @property
+    def n_train(self) -> int:
+        """Rows fitted to; 0 if none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,10 +102,10 @@ def measure(fit: Diagnosable, data: Sites | None, n: int, chains: int) -> Eviden
     x, log_density, log_q = propose(fit, n)
     log_weights = log_density - log_q
     log_z = log_partition_from_weights(log_weights)
-    walk = independence_mh(fit, Draws(x, log_weights), chains)
+    walked = walk(x, log_density, log_q, chains)
     z, _ = model.unconstrain(x)
-    z_walk, _ = model.unconstrain({k: v.flatten(0, 1) for k, v in walk.values.items()})
-    ess, rhat = _mixing(model, walk, z_walk)
+    z_walk, _ = model.unconstrain({k: v.flatten(0, 1) for k, v in walked.values.items()})
+    ess, rhat = _mixing(model, walked, z_walk)
     z_data = z_walk if rows is None else model.unconstrain(rows)[0]
     at_data = None if rows is None else _at_data(fit, rows, z_data, x, z, log_weights, log_z)
     leak, z_base = _leak(fit, n, log_weights, log_z.value) if model.proper else (None, z[:0])
@@ -107,8 +114,8 @@ def measure(fit: Diagnosable, data: Sites | None, n: int, chains: int) -> Eviden
     return Evidence(
         n=n,
         log_z=log_z,
-        bounds=sandwich(log_weights, walk.log_weights.flatten()),
-        acceptance=walk.acceptance,
+        bounds=sandwich(log_weights, walked.log_weights.flatten()),
+        acceptance=walked.acceptance,
         min_ess=ess,
         max_rhat=rhat,
         spread=widest(model, z_data, z),
@@ -118,11 +125,11 @@ def measure(fit: Diagnosable, data: Sites | None, n: int, chains: int) -> Eviden
     )
 
 
-def _mixing(model: EnergyModel, walk: Chains, z: Float[Tensor, "n d"]) -> tuple[float, float]:
+def _mixing(model: EnergyModel, walked: Chains, z: Float[Tensor, "n d"]) -> tuple[float, float]:
     """Effective draws and r-hat in the worst coordinate; an angle is judged by cos and sin."""
     turned = model.circular
     values = torch.cat([z[:, ~turned], z[:, turned].cos(), z[:, turned].sin()], -1)
-    ess, rhat, _ = chain_statistics(values.unflatten(0, tuple(walk.log_q.shape)))
+    ess, rhat, _ = chain_statistics(values.unflatten(0, tuple(walked.log_q.shape)))
     return float(ess.min()), float(rhat.max())
 
 

@@ -111,7 +111,7 @@ def energy_steps(game: Game, pool: Pool) -> dict[str, float]:
     total = correct = 0.0
     for _ in range(config.energy_steps):
         i = torch.randint(pool.n_data, (n_batch,))
-        j = torch.randint(pool.n_data, n, (config.nu * n_batch,))
+        j = torch.randint(pool.n_data, n, (round(config.nu * n_batch),))
         at = torch.cat([i, j])
         log_weights = game.model.log_density(pick(pool.x, at)) - pool.log_q[at]
         data, draws = log_weights.tensor_split([n_batch])
@@ -220,7 +220,11 @@ def _generator_loss(game: Game, batch: Sites, share_left: float) -> Tensor:
 
 
 def start(
-    model: EnergyModel, data: Sites | None, generator: Generator | None, config: FitConfig
+    model: EnergyModel,
+    data: Sites | None,
+    held_out: Sites | None,
+    generator: Generator | None,
+    config: FitConfig,
 ) -> Game:
     """The players, the generator warm-started on the data by maximum likelihood."""
     if generator is None:
@@ -233,7 +237,13 @@ def start(
     energy = None
     if data is not None:
         parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [{"params": parameters}]
+        groups = [
+            {"params": [p for p in parameters if p.dim() < 2]},
+            {
+                "params": [p for p in parameters if p.dim() > 1],
+                "weight_decay": config.weight_decay,
+            },
+        ]
         if config.offset == "gradient":
             offset.requires_grad_(True)
             groups.append({"params": [offset], "lr": config.offset_lr})
@@ -247,31 +257,43 @@ def start(
     )
     if trainable:
         if data is not None:
-            _warm_start(generator, trainable, data, config)
+            _warm_start(generator, trainable, data, held_out, config)
         steps = config.rounds * config.generator_steps_max
         groups = [{"params": trainable}]
         proposal = _player("generator", groups, config.generator_lr, steps, config.clip)
-    averaged = copy.deepcopy(model).requires_grad_(False)
+    averaged = copy.deepcopy(model).requires_grad_(False).eval()
     return Game(model, averaged, generator, energy, proposal, offset, data, config)
 
 
 def _player(name: str, groups: list[dict[str, Any]], lr: float, steps: int, clip: float) -> Player:
-    optimiser = torch.optim.Adam(groups, lr=lr, fused=True)
+    optimiser = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     parameters = [p for group in groups for p in group["params"]]
     return Player(name, parameters, optimiser, schedule, clip)
 
 
 def _warm_start(
-    generator: Generator, trainable: list[nn.Parameter], data: Sites, config: FitConfig
+    generator: Any,  # noqa: ANN401 - a Generator that is an nn.Module
+    trainable: list[nn.Parameter],
+    data: Sites,
+    held_out: Sites | None,
+    config: FitConfig,
 ) -> None:
+    """Maximum likelihood on the data, keeping the best of ten looks at the held-out rows."""
     steps = config.warm_start_steps
-    player = _player(
-        "warm start", [{"params": trainable}], config.warm_start_lr, steps, config.clip
-    )
-    for _ in range(steps):
+    groups = [{"params": trainable}]
+    player = _player("warm start", groups, config.warm_start_lr, steps, config.clip)
+    best, best_state = -math.inf, None
+    for step in range(steps):
         log_q = generator.log_prob(pick(data, torch.randint(n_rows(data), (config.batch,))))
         player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
+        if held_out is not None and (step + 1) % max(steps // 10, 1) == 0:
+            with torch.no_grad():
+                score = generator.log_prob(held_out).mean().item()
+            if score > best:
+                best, best_state = score, copy.deepcopy(generator.state_dict())
+    if best_state is not None:
+        generator.load_state_dict(best_state)
 
 
 @torch.no_grad()

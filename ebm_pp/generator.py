@@ -95,7 +95,7 @@ class FlowGenerator(nn.Module):
             "hidden": tuple(hidden), "bound": bound,
         }  # fmt: skip
         self.constrain, self.unconstrain = model.constrain, model.unconstrain
-        reference = next(model.parameters(), torch.empty(()))
+        reference = torch.empty((), dtype=model.dtype, device=model.device)
         loc, spread = _standardise(model, start, reference)
         self.register_buffer("circular", model.circular.clone())
         self.register_buffer("loc", loc)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -64,14 +65,14 @@ class Run(Messenger):
 
     def __init__(
         self,
-        supply: Callable[[Message], Any],
+        supply: Callable[[Message], Tensor],
         visit: Visitor,
         parameter: Callable[[Message], Tensor | None],
     ) -> None:
         super().__init__()
         self.supply, self.visit, self.parameter = supply, visit, parameter
 
-    def _process_message(self, msg: Any) -> None:
+    def _process_message(self, msg: Any) -> None:  # noqa: ANN401  Pyro's own typed dictionary
         msg["stop"] = True
         if msg["type"] == "sample" and not msg["is_observed"]:
             if not is_plate(msg):
@@ -81,9 +82,17 @@ class Run(Messenger):
             if value is not None:
                 msg["value"], msg["done"] = value, True
 
-    def _postprocess_message(self, msg: Any) -> None:
-        if msg["type"] == "sample" and not msg["infer"].get("_deterministic"):
+    def _postprocess_message(self, msg: Any) -> None:  # noqa: ANN401  Pyro's own typed dictionary
+        if msg["type"] == "sample" and not _is_off(msg):
             self.visit(msg)
+
+
+def _is_off(msg: Message) -> bool:
+    """Whether an observed value is masked away whole, as `pyro.deterministic` does."""
+    if not msg["is_observed"]:
+        return False
+    fn = msg["fn"]
+    return msg["mask"] is False or (isinstance(fn, MaskedDistribution) and fn._mask is False)
 
 
 def is_plate(msg: Message) -> bool:
@@ -100,7 +109,8 @@ def log_term(msg: Message) -> Tensor:
 
 
 def _is_plain(msg: Message) -> bool:
-    return msg["mask"] is None and isinstance(msg["scale"], float) and msg["scale"] == 1.0
+    scale = msg["scale"]
+    return msg["mask"] is None and isinstance(scale, float) and scale == 1.0 and not msg["args"]
 
 
 def one_draw(run: Runner, values: Sites) -> Sites:
@@ -175,7 +185,7 @@ def by_loop(run: Runner, x: Sites) -> Sites:
 
 
 def by_plate(run: Runner, x: Sites, event_dims: dict[str, int], nesting: int) -> Sites:
-    """All draws in one run inside an outer plate, left of the program's own plates.
+    """All draws in one run inside an outer plate.
 
     Args:
         run: Runs the program once.
@@ -194,6 +204,24 @@ def by_plate(run: Runner, x: Sites, event_dims: dict[str, int], nesting: int) ->
     for name, value in x.items():
         batch = value.dim() - 1 - event_dims[name]
         values[name] = value.reshape(n, *[1] * (nesting - batch), *value.shape[1:])
+    return in_plate(run, lambda msg: values[msg["name"]], n, nesting)
+
+
+def in_plate(run: Runner, supply: Callable[[Message], Tensor], n: int, nesting: int) -> Sites:
+    """One run inside a plate of `n` draws, left of the program's own plates.
+
+    Args:
+        run: Runs the program once.
+        supply: Gives `n` values of a site, its own plates aligned to the right.
+        n: Number of draws.
+        nesting: The number of batch dimensions that one draw uses itself.
+
+    Returns:
+        For every site and factor its `n` log densities.
+
+    Raises:
+        ValueError: A term has no dimension of draws where the plate expects it.
+    """
     terms: Sites = {}
 
     def visit(msg: Message) -> None:
@@ -204,51 +232,5 @@ def by_plate(run: Runner, x: Sites, event_dims: dict[str, int], nesting: int) ->
             raise ValueError(f"{msg['name']} has shape {tuple(term.shape)} in the outer plate")
         terms[msg["name"]] = term.flatten(1).sum(1) if nesting else term
 
-    run(lambda msg: values[msg["name"]], visit, pyro.plate("_draws", n, dim=-1 - nesting))
+    run(supply, visit, pyro.plate("_draws", n, dim=-1 - nesting))
     return terms
-
-
-def by_base(run: Runner, roots: frozenset[str], names: list[str], n: int) -> Sites:
-    """Ancestral draws of the base measure.
-
-    Sites that depend on no other are drawn at once; the rest given them under `vmap` with
-    different random numbers, or one by one where a sampler has no batching rule.
-
-    Args:
-        run: Runs the program once.
-        roots: Sites whose distribution depends on no other site.
-        names: All latent sites in program order.
-        n: Number of draws.
-
-    Returns:
-        Draws, each value `(n, *site_shape)`.
-    """
-    first: Sites = {}
-
-    def at_once(msg: Message) -> Tensor:
-        name, fn = msg["name"], msg["fn"]
-        if name not in roots:
-            return fn()
-        first[name] = fn.sample((n,))
-        return first[name][0]
-
-    def descend(given: Sites) -> Sites:
-        drawn = dict(given)
-
-        def supply(msg: Message) -> Tensor:
-            if msg["name"] not in drawn:
-                drawn[msg["name"]] = msg["fn"]()
-            return drawn[msg["name"]]
-
-        run(supply, lambda msg: None)
-        return drawn
-
-    run(at_once, lambda msg: None)
-    if len(first) == len(names):
-        return first
-    try:
-        drawn = torch.func.vmap(descend, randomness="different")(first)
-    except RuntimeError:
-        rows = [descend({name: value[i] for name, value in first.items()}) for i in range(n)]
-        drawn = {name: torch.stack([row[name] for row in rows]) for name in names}
-    return {name: drawn[name] for name in names}

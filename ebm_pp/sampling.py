@@ -18,7 +18,7 @@ alone; `seed=None` starts from fresh entropy.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,8 +37,15 @@ ROWS_AT_ONCE = 16_384  # densities are evaluated in slices of this many rows, to
 class Fitted(Protocol):
     """What sampling needs of a `Fit`: an unnormalised density and its proposal."""
 
-    model: EnergyModel
-    generator: Generator
+    @property
+    def model(self) -> EnergyModel:
+        """The density."""
+        ...
+
+    @property
+    def generator(self) -> Generator:
+        """The proposal."""
+        ...
 
 
 class Draws(NamedTuple):
@@ -189,12 +196,19 @@ def independence_mh(
         else:
             values, log_density = draws.values, log_density_of(fit.model, draws.values)
             log_q = log_density - draws.log_weights
-        log_weights = log_density - log_q
-        _require_weight(log_weights)
-        steps = len(log_weights) // chains
-        if steps < 1:
-            raise ValueError(f"{len(log_weights)} draws for {chains} chains; expected one each.")
-        index, acceptance = metropolis(log_weights[: chains * steps].reshape(chains, steps))
+        return walk(values, log_density, log_q, chains)
+
+
+def walk(
+    values: Sites, log_density: Float[Tensor, " n"], log_q: Float[Tensor, " n"], chains: int
+) -> Chains:
+    """`independence_mh` over scored draws, from the random stream as it stands."""
+    log_weights = log_density - log_q
+    _require_weight(log_weights)
+    steps = len(log_weights) // chains
+    if steps < 1:
+        raise ValueError(f"{len(log_weights)} draws for {chains} chains; expected one each.")
+    index, acceptance = metropolis(log_weights[: chains * steps].reshape(chains, steps))
     accepted = torch.ones_like(index, dtype=torch.bool)
     accepted[:, 1:] = index[:, 1:] != index[:, :-1]
     states = {name: value[index] for name, value in values.items()}
@@ -342,17 +356,23 @@ def _nuts(
     max_tree_depth: int,
 ) -> tuple[Float[Tensor, "steps d"], float, int]:
     """One NUTS chain: its states, accepted fraction, and number of divergences."""
-    kernel = NUTS(potential_fn=potential, max_tree_depth=max_tree_depth)
+    found: dict[str, Any] = {}
+
+    def record(kernel: NUTS, state: object, stage: str, step: int) -> None:
+        if stage.startswith("Sample"):  # the kernel forgets its statistics when the run ends
+            found.update(kernel.diagnostics())
+
     chain = MCMC(
-        kernel,
+        NUTS(potential_fn=potential, max_tree_depth=max_tree_depth),
         num_samples=steps,
         warmup_steps=warmup,
         initial_params={"eps": start},
+        hook_fn=record,
         disable_progbar=True,
     )
     chain.run()
-    found = kernel.diagnostics()
-    return chain.get_samples()["eps"], float(found["acceptance rate"]), len(found["divergences"])
+    rate, divergences = float(found["acceptance rate"]), len(found["divergences"])
+    return chain.get_samples()["eps"], rate, divergences
 
 
 def _require_weight(log_weights: Float[Tensor, " n"]) -> None:

@@ -12,19 +12,37 @@ import torch
 from pyro.distributions.transforms import CholeskyTransform
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import ComposeTransform, StickBreakingTransform, Transform
+from torch.nn.functional import logsigmoid, pad
 
 
 class StickBreaking(StickBreakingTransform):
-    """Stick breaking whose inverse sums the remaining parts, not one minus the used ones.
+    """Pyro's stick breaking in logarithms, so that small parts keep their relative precision.
 
-    With part y_k and rest r_k = y_{k+1} + ... + y_K: z_k = log y_k - log r_k + log(K - k).
+    With u_k = z_k - log(K - k): part y_k = sigmoid(u_k) r_k and rest r_{k+1} = sigmoid(-u_k) r_k,
+    r_1 = 1. The inverse sums the remaining parts instead of taking the used ones from one.
     """
+
+    def _call(self, x: Tensor) -> Tensor:
+        u = x - _log_left(x)
+        rest = pad(logsigmoid(-u).cumsum(-1), [1, 0])
+        return (pad(logsigmoid(u), [0, 1]) + rest).exp()
 
     def _inverse(self, y: Tensor) -> Tensor:
         rest = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]
-        left = torch.arange(y.shape[-1] - 1, 0, -1, device=y.device).to(y)
-        return y[..., :-1].log() - rest.log() + left.log()
+        return y[..., :-1].log() - rest.log() + _log_left(rest)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum over k of log sigmoid(u_k) + log sigmoid(-u_k) + log r_k."""
+        u = x - _log_left(x)
+        turns = torch.arange(x.shape[-1], 0, -1, device=x.device).to(x)
+        return (logsigmoid(u) + turns * logsigmoid(-u)).sum(-1)
+
+
+def _log_left(x: Tensor) -> Tensor:
+    """log(K - k), the number of parts that remain at each of K - 1 breaks."""
+    return torch.arange(x.shape[-1], 0, -1, device=x.device).to(x).log()
 
 
 class LowerCholesky(Transform):
@@ -83,8 +101,7 @@ def bijection(support: constraints.Constraint) -> Transform:
     Raises:
         NotImplementedError: No bijection onto this support is known.
     """
-    if isinstance(support, constraints.independent):
-        return bijection(support.base_constraint)
+    support = plain(support)
     if isinstance(support, type(constraints.simplex)):
         return StickBreaking()
     if type(support) is type(constraints.lower_cholesky):
@@ -94,20 +111,26 @@ def bijection(support: constraints.Constraint) -> Transform:
     return biject_to(support)
 
 
+def plain(support: constraints.Constraint) -> constraints.Constraint:
+    """The constraint itself, without the wrappings of `to_event` and of a mixture."""
+    while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
+
+
 def describe(support: constraints.Constraint) -> str:
     """A support in a few words, with its bounds."""
-    if isinstance(support, constraints.independent):
-        return describe(support.base_constraint)
+    support = plain(support)
     bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
     name = type(support).__name__.strip("_")
     numbers = ", ".join(_brief(bound) for bound in bounds if bound is not None)
     return f"{name}({numbers})" if numbers else name
 
 
-def _brief(bound: float | Tensor) -> str:
+def _brief(bound: int | float | Tensor) -> str:
     if isinstance(bound, Tensor) and bound.numel() > 1:
         return f"{bound.min().item():g}..{bound.max().item():g}"
-    return f"{float(bound):g}"
+    return f"{torch.as_tensor(bound).item():g}"
 
 
 def same_support(one: constraints.Constraint, other: constraints.Constraint) -> bool:

@@ -23,7 +23,7 @@ def trace(run: Runner, unconstrained: Callable[[torch.Size], Tensor]) -> list[Me
     """Run a program once and record its sites.
 
     Args:
-        run: Runs the program once, with Pyro's validation.
+        run: Runs the program once, with or without Pyro's validation.
         unconstrained: Gives unconstrained coordinates of a shape.
 
     Returns:
@@ -34,22 +34,8 @@ def trace(run: Runner, unconstrained: Callable[[torch.Size], Tensor]) -> list[Me
     """
     messages: list[Message] = []
 
-    def visit(msg: Message) -> None:
-        if is_plate(msg):
-            _check_plate(msg)
-            return
-        if any(msg["name"] == other["name"] for other in messages):
-            raise ProgramError(
-                f"site {msg['name']!r} is declared twice; expected one site per name.\n  Most "
-                "likely a loop reuses the name: number the names, f'x_{i}'."
-            )
-        if isinstance(msg["fn"], Unit):
-            _check_factor_shape(msg)
-        log_term(msg)
-        messages.append(dict(msg))
-
     try:
-        run(lambda msg: _feasible(msg, unconstrained), visit)
+        run(lambda msg: _feasible(msg, unconstrained), lambda msg: _record(messages, msg))
     except ProgramError:
         raise
     except Exception as error:
@@ -67,10 +53,36 @@ def trace(run: Runner, unconstrained: Callable[[torch.Size], Tensor]) -> list[Me
     return messages
 
 
+def _record(messages: list[Message], msg: Message) -> None:
+    if is_plate(msg):
+        _check_plate(msg)
+        return
+    if any(msg["name"] == other["name"] for other in messages):
+        raise ProgramError(
+            f"site {msg['name']!r} is declared twice; expected one site per name.\n  Most "
+            "likely a loop reuses the name: number the names, f'x_{i}'."
+        )
+    if _is_factor(msg):
+        _check_factor_shape(msg)
+    log_term(msg)
+    messages.append(dict(msg))
+
+
+def waves(shape: torch.Size) -> Tensor:
+    """Different unconstrained coordinates that use no random numbers."""
+    return torch.arange(1.0, 1 + shape.numel()).sin().reshape(shape)
+
+
 def _feasible(msg: Message, unconstrained: Callable[[torch.Size], Tensor]) -> Tensor:
     """A value in the site's support."""
     fn = msg["fn"]
     _check_latent(msg["name"], fn)
+    if any(bound.requires_grad for bound in bounds_of(fn.support)):
+        raise ProgramError(
+            f"site {msg['name']!r}: the support {describe(fn.support)} depends on a parameter; "
+            "expected fixed bounds.\n  Sample on a fixed support, for instance the unit "
+            "interval, and rescale with pyro.deterministic."
+        )
     if is_circular(fn):
         return wrap(1.5 * unconstrained(fn.shape()))
     transform = _bijection(msg["name"], fn.support)
@@ -84,10 +96,11 @@ def _check_latent(name: str, fn: object) -> None:
             "from pyro.distributions.\n  Most likely a plain function or a torch distribution: "
             "use the class of the same name in pyro.distributions."
         )
-    if fn.support.is_discrete:
+    support = fn.support
+    if support is not None and support.is_discrete:
         raise ProgramError(
             f"site {name!r}: {type(innermost(fn)).__name__} has the discrete support "
-            f"{describe(fn.support)}; expected a continuous one.\n  A flow has a density and "
+            f"{describe(support)}; expected a continuous one.\n  A flow has a density and "
             "reaches no single point: sum the site out inside a factor, or observe it."
         )
 
@@ -156,27 +169,36 @@ def check_structure(probes: list[list[Message]]) -> None:
                 "improper; expected obs for all of it or none.\n  Declare the missing entries as "
                 "a site of their own."
             )
-        if any(bound.requires_grad for bound in bounds_of(msg["fn"].support)):
-            raise ProgramError(
-                f"site {name!r}: the support {describe(msg['fn'].support)} depends on a "
-                "parameter; expected fixed bounds.\n  Sample on a fixed support and transform."
-            )
     for probe in probes[1:]:
-        if [(m["name"], m["value"].shape) for m in probe] != [
-            (m["name"], m["value"].shape) for m in first
-        ]:
+        if _shapes(probe) != _shapes(first):
             raise ProgramError(
-                f"the program declares other sites at another draw: {[m['name'] for m in probe]} "
-                f"instead of {list(names)}; expected the same names and shapes always.\n  Most "
-                "likely a branch on a sampled value: use torch.where or a mixture."
+                f"the program declares other sites at another draw: {_shapes(probe)} instead of "
+                f"{_shapes(first)}; expected the same names and shapes always.\n  Most likely a "
+                "branch on a sampled value: use torch.where or a mixture."
             )
         for one, other in zip(first, probe, strict=True):
             if not same_support(one["fn"].support, other["fn"].support):
-                raise ProgramError(
-                    f"site {one['name']!r}: the support {describe(one['fn'].support)} depends on "
-                    "another site; expected fixed bounds.\n  Sample on a fixed support, for "
-                    "instance the unit interval, and rescale with pyro.deterministic."
-                )
+                raise moving_support(one["name"], describe(one["fn"].support))
+
+
+def _shapes(messages: list[Message]) -> dict[str, tuple[int, ...]]:
+    return {
+        msg["name"]: tuple(msg["value"].shape[:-1] if _is_factor(msg) else msg["value"].shape)
+        for msg in messages
+    }
+
+
+def _is_factor(msg: Message) -> bool:
+    return isinstance(msg["fn"], Unit)
+
+
+def moving_support(name: str, support: str) -> ProgramError:
+    """The error for a site whose support depends on another site."""
+    return ProgramError(
+        f"site {name!r}: the support {support} depends on another site; expected fixed bounds.\n"
+        "  Sample on a fixed support, for instance the unit interval, and rescale with "
+        "pyro.deterministic."
+    )
 
 
 def read_site(msg: Message) -> Site:
@@ -214,4 +236,4 @@ def read_sites(run: Runner) -> dict[str, Site]:
     Returns:
         The sites in program order.
     """
-    return {m["name"]: read_site(m) for m in trace(run, torch.zeros) if not m["is_observed"]}
+    return {m["name"]: read_site(m) for m in trace(run, waves) if not m["is_observed"]}

@@ -29,7 +29,7 @@ class Status(enum.Enum):
     """How a run ended, in a sentence."""
 
     CONVERGED = (
-        "Converged: the draws are healthy, and the last rounds brought nothing better (in held-out "
+        "Converged: the draws are healthy, and later rounds brought nothing better (in held-out "
         "log-likelihood; for a given density, in ESS)."
     )
     FINISHED = (
@@ -113,7 +113,7 @@ def fit(
     bar = tqdm(total=config.rounds, desc="fit", unit="round", disable=not config.progress)
     with torch.random.fork_rng(), bar:
         torch.manual_seed(config.seed)
-        game = start(model, data, generator, config)
+        game = start(model, data, held_out, generator, config)
 
         def report(info: dict[str, Any]) -> None:
             bar.update(info["round"] + 1 - bar.n)

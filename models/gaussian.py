@@ -38,6 +38,8 @@ class Gaussian(nn.Module):
         d: dimensions, at least 1. With d = 1 there is no factor `coupling`.
     """
 
+    mean: Tensor
+
     def __init__(self, d: int = 2) -> None:
         super().__init__()
         self.field_weights = nn.Parameter(torch.zeros(d))

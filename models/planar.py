@@ -26,6 +26,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
+from scipy.special import roots_legendre
 from torch import Tensor, nn
 
 from ebm_pp.density import Sites
@@ -44,6 +45,9 @@ class Planar(nn.Module):
         width: units of the two hidden layers.
         base_scale: standard deviation of the base; must cover the data.
     """
+
+    base_mean: Tensor
+    base_scale: Tensor
 
     def __init__(self, width: int = 128, base_scale: float = 2.5) -> None:
         super().__init__()
@@ -98,7 +102,7 @@ def log_moons(x: Sites, noise: float = 0.1) -> Float[Tensor, "n"]:
 
     The nodes lie closer together than the noise, so quadrature is exact to rounding.
     """
-    node, weight = np.polynomial.legendre.leggauss(max(64, math.ceil(20 / noise)))
+    node, weight = roots_legendre(max(64, math.ceil(20 / noise)))
     angle, half = (node + 1) * math.pi / 2, torch.from_numpy(np.log(weight / 4))
     centres = np.concatenate([_arcs(angle, np.ones_like(angle) == upper) for upper in (1, 0)])
     return _log_mixture(x["x"], torch.from_numpy(centres), noise, torch.cat([half, half]))

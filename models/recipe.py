@@ -43,6 +43,9 @@ BATCHES = 3
 class Recipe(nn.Module):
     """The program; all weights start at zero, so the model starts at its base measure."""
 
+    twos: Tensor
+    zero: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.taste_weights = nn.Parameter(torch.zeros(3))
@@ -148,7 +151,7 @@ def draws(n: int, seed: int, parameters: Parameters | None = None) -> Sites:
         return mix, 0.5 * BATCHES * richness**2 * (mix[:, 0] ** 2 - 1)
 
     def propose_sold(size: int) -> tuple[np.ndarray, np.ndarray]:
-        sold = random.beta(*sold_shape, size)
+        sold = random.beta(sold_shape[0], sold_shape[1], size)
         fastest = min(rate, rate + overbake)  # where the acceptance is 1
         return sold, 2 * np.log(fastest / (rate + overbake * sold))
 

@@ -33,9 +33,10 @@ anew. None is on the boundary, though 48 readings are 100.00 %.
 
 Every fifth day of the year is held out, all airports together: no day is on both sides.
 
-`Wind` is the program. Base measures fit the training days' marginals. The standardised values
-s (log speed), t (temperature), p (pressure) and h (humidity) are coordinates with mean 0 and
-variance 1 over the training days. Factors, weights w each its own:
+`Wind` is the program. Its base measure: a flat circle, log-normal speed, normal temperature and
+pressure with the training days' means and deviations, and uniform humidity. Of the standardised
+values s (log speed), t (temperature), p (pressure) and h (humidity) the factors are, each with its
+own weights w:
 
     prevailing   w . (cos, sin, cos 2, sin 2)(direction)     which winds are common
     gust         s w . (cos, sin, cos 2, sin 2)(direction)   which of them are strong
@@ -43,7 +44,7 @@ variance 1 over the training days. Factors, weights w each its own:
     front        tanh(w) p s                                 wind against pressure
     moist        w t h                                       warm air against damp
     damp         w . (h, h^2)                                the hump of humidity
-    calm         log(2 sigmoid(w (speed - 2.5) / .25))       nothing below 2.5 knots
+    calm         w log sigmoid((speed - 2.5) / .1)           nothing below 2.5 knots
     interaction  minus a network of all eight features       the rest
 
 The density can be normalised at any weights: |tanh(w)| < 1 is a partial correlation, and all else
@@ -78,6 +79,7 @@ HUMIDITY = (59.17, 18.29)  # per cent
 PRESSURE = (1018.08, 7.395)  # hPa
 
 CALM_BELOW = 2.5  # knots: the lower edge of the first speed that is reported
+CALM_EDGE = 0.1  # knots: how soft that edge is
 HELD_OUT_EVERY = 5  # days
 KNOT = 1.15078  # miles per hour, as the package has it
 EXTRACT = Path(__file__).parent / "data" / "wind.csv.gz"
@@ -129,8 +131,7 @@ class Wind(PyroModule):
         pyro.factor("front", self.front_weight.tanh() * p * s)
         pyro.factor("moist", self.moist_weight * t * h)
         pyro.factor("damp", (self.damp_weights * torch.stack([h, h.square()], -1)).sum(-1))
-        edge = logsigmoid(self.calm_weight * (speed - CALM_BELOW) / 0.25)
-        pyro.factor("calm", edge + math.log(2))
+        pyro.factor("calm", self.calm_weight * logsigmoid((speed - CALM_BELOW) / CALM_EDGE))
         features = torch.cat([harmonics, torch.stack([s, t, h, p], -1)], -1)
         pyro.factor("interaction", -self.net(features).squeeze(-1))
 

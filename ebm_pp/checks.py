@@ -1,0 +1,238 @@
+"""Checks of a program's numbers at a few feasible draws.
+
+Each names the site, what it got, what it expected, the likely cause and one fix. The numbers
+are those of a loop over draws, at the parameters as they are and at parameters slightly moved,
+since a network whose last layer starts at zero would hide every mistake.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ebm_pp.errors import ProgramError
+from ebm_pp.program import Runner, Sites, by_loop, one_draw
+
+MOVE = 0.1  # how far parameters are moved, relative to their size
+
+
+@dataclass(frozen=True)
+class Stance:
+    """The loop's terms at the feasible draws, for one set of parameter values.
+
+    Attributes:
+        own: The model's trainable parameters.
+        values: The values to give them, or None to leave them as they are.
+        terms: The log density of every site and factor, each `(n,)`.
+    """
+
+    own: list[nn.Parameter]
+    values: list[Tensor] | None
+    terms: Sites
+
+    @contextmanager
+    def taken(self) -> Iterator[Sites]:
+        """Parameters at this stance's values while the context lasts."""
+        with _holding(self.own, self.values):
+            yield self.terms
+
+
+@contextmanager
+def _holding(own: list[nn.Parameter], values: list[Tensor] | None) -> Iterator[None]:
+    if values is None:
+        yield
+        return
+    saved = [p.detach().clone() for p in own]
+    try:
+        for p, value in zip(own, values, strict=True):
+            p.copy_(value)
+        yield
+    finally:
+        for p, value in zip(own, saved, strict=True):
+            p.copy_(value)
+
+
+def stances(run: Runner, x: Sites, own: list[nn.Parameter]) -> list[Stance]:
+    """The program at the draws, with its parameters as they are and slightly moved.
+
+    Args:
+        run: Runs the program once.
+        x: Draws, each value `(n, *site_shape)`.
+        own: The model's trainable parameters.
+
+    Returns:
+        One stance, or two if the program has parameters and a finite density where they moved.
+    """
+    found = [Stance(own, None, by_loop(run, x))]
+    values = [
+        p + MOVE * torch.randn_like(p) * torch.where(p == 0, torch.ones_like(p), p) for p in own
+    ]
+    if not own:
+        return found
+    try:
+        with _holding(own, values):
+            terms = by_loop(run, x)
+    except Exception:  # a moved parameter may leave its own domain: then there is no stance
+        return found
+    if all(torch.isfinite(term).all() for term in terms.values()):
+        found.append(Stance(own, values, terms))
+    return found
+
+
+def agree(one: Tensor, other: Tensor, single: float, double: float) -> bool:
+    """Whether two results are equal up to rounding.
+
+    Args:
+        one: A result.
+        other: The reference.
+        single: Tolerance relative to the largest number, in single precision.
+        double: The same in double precision.
+
+    Returns:
+        True if shapes are equal and numbers close; NaN equals NaN.
+    """
+    if one.shape != other.shape:
+        return False
+    tolerance = double if other.dtype == torch.float64 else single
+    size = 1 + other.abs().nan_to_num(posinf=0.0).max().item()
+    return torch.allclose(
+        one.to(other), other, rtol=tolerance, atol=tolerance * size, equal_nan=True
+    )
+
+
+def check_finite(x: Sites, terms: Sites, names: Collection[str]) -> None:
+    """The named terms must be finite at feasible draws.
+
+    Args:
+        x: Draws inside the supports.
+        terms: The log density of every site and factor at these draws.
+        names: Sites or factors.
+
+    Raises:
+        ProgramError: A term is NaN or infinite.
+    """
+    for name in names:
+        bad = ~torch.isfinite(terms[name])
+        if not bad.any():
+            continue
+        row = int(bad.nonzero()[0])
+        at = ", ".join(f"{key} = {_short(value[row])}" for key, value in x.items())
+        raise ProgramError(
+            f"{name!r} has the log density {terms[name][row].item()} at a feasible draw ({at}); "
+            "expected a finite number on the whole support.\n  Most likely a logarithm, a root "
+            "or a division leaves its domain, or a hard wall is written as -inf: use a "
+            "distribution whose support is the region you mean."
+        )
+
+
+def _short(value: Tensor) -> str:
+    text = ", ".join(f"{number:.3g}" for number in value.flatten()[:3].tolist())
+    return f"[{text}, ...]" if value.numel() > 3 else (f"[{text}]" if value.dim() else text)
+
+
+def check_repeatable(run: Runner, x: Sites, seen: list[Stance]) -> None:
+    """Two runs at one draw must give one density.
+
+    Args:
+        run: Runs the program once.
+        x: Draws inside the supports.
+        seen: The stances at these draws.
+
+    Raises:
+        ProgramError: A term differs between two runs.
+    """
+    again = {name: value[:2] for name, value in x.items()}
+    for stance in seen:
+        with stance.taken() as terms:
+            for name, term in by_loop(run, again).items():
+                if name not in terms or not agree(term, terms[name][:2], 1e-6, 1e-12):
+                    raise ProgramError(
+                        f"{name!r} differs between two runs at the same draw; expected a density "
+                        "that is a function of the sites.\n  Most likely the program draws random "
+                        "numbers itself (torch.randn, dropout in training mode): make them a "
+                        "pyro.sample site, or switch dropout off with .eval()."
+                    )
+
+
+@torch.enable_grad()
+def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stance) -> None:
+    """Every factor depends on a site, and every trainable tensor belongs to the model.
+
+    Args:
+        run: Runs the program once.
+        x: Draws inside the supports.
+        factors: Names of factors and observed sites.
+        here: The stance with the parameters as they are.
+
+    Raises:
+        ProgramError: A factor is constant, or a tensor from outside would be trained.
+    """
+    draw = {name: value[0].clone().requires_grad_() for name, value in x.items()}
+    values, parameters = {id(v) for v in draw.values()}, {id(p) for p in here.own}
+    for name, term in one_draw(run, draw).items():
+        reached = {id(leaf): leaf for leaf in leaves(term)}
+        for foreign in reached.keys() - values - parameters:
+            raise ProgramError(
+                f"{name!r} depends on a trainable tensor of shape "
+                f"{tuple(reached[foreign].shape)} that the model does not own; expected only "
+                "parameters of the program.\n  Most likely a network outside the function: pass "
+                "it as an argument, EnergyModel(program, network), or make the program an "
+                "nn.Module."
+            )
+        if name in factors and not reached.keys() & values and _constant(here.terms[name]):
+            raise ProgramError(
+                f"factor {name!r} depends on no latent site: it is {term.item():g} at every "
+                "draw; expected a function of the sites.\n  Most likely it reads a constant "
+                "instead of a sampled value: use the value that pyro.sample returned, or remove "
+                "the factor, since a constant only shifts log Z."
+            )
+
+
+def _constant(term: Tensor) -> bool:
+    return bool((term == term[0]).all())
+
+
+def leaves(result: Tensor) -> list[Tensor]:
+    """The leaf tensors that the gradient of a result reaches."""
+    if result.grad_fn is None:
+        return [result] if result.requires_grad else []
+    found, seen, queue = [], {result.grad_fn}, [result.grad_fn]
+    while queue:
+        node = queue.pop()
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                queue.append(parent)
+    return found
+
+
+def check_periodic(run: Runner, x: Sites, circular: Collection[str], seen: list[Stance]) -> None:
+    """The density must not change when angles turn by 2 pi, each by its own number of turns.
+
+    Args:
+        run: Runs the program once.
+        x: Draws inside the supports.
+        circular: Names of the circular sites.
+        seen: The stances at these draws.
+
+    Raises:
+        ProgramError: A term changes.
+    """
+    for site in circular:
+        turns = torch.randint(-1, 2, x[site].shape, device=x[site].device)
+        turned = {**x, site: x[site] + 2 * math.pi * turns}
+        for stance in seen:
+            with stance.taken() as expected:
+                for name, term in by_loop(run, turned).items():
+                    if not agree(term, expected[name], 1e-3, 1e-6):
+                        gap = (term - expected[name]).abs().max().item()
+                        raise ProgramError(
+                            f"site {site!r} is circular, but {name!r} changes by {gap:.3g} when "
+                            f"{site!r} turns by 2 pi; expected no change.\n  Most likely the raw "
+                            "angle enters an energy: use its cos and sin."
+                        )

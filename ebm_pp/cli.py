@@ -1,0 +1,188 @@
+"""`ebm-pp fit` and `ebm-pp diagnose`: a program and a file of data in, a diagnosed fit out."""
+
+import argparse
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from ebm_pp.checkpoint import load, save
+from ebm_pp.config import FitConfig
+from ebm_pp.datatree import to_datatree
+from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.diagnostics import Report, diagnose
+from ebm_pp.errors import CheckpointError, DataError, ProgramError
+from ebm_pp.plots import plot_energy_on_circle, plot_pairs, plot_training, plot_weights
+from ebm_pp.pool import n_rows, pick
+from ebm_pp.sampling import importance_sample, resample
+from ebm_pp.training import Fit, fit
+
+EXAMPLES = """examples:
+  ebm-pp fit models.planar:Planar --data points.npz --out runs/planar
+  ebm-pp fit my_model.py:program --data table.csv --out runs/mine --rounds 30
+  ebm-pp diagnose runs/planar
+
+DATA is a CSV, parquet or npz file. One column (array) per site; a vector site x has the columns
+x[0], x[1], ... Without --held-out, every fifth row at random is held out.
+
+exit codes: 0 healthy, 1 the diagnosis found a problem, 2 bad input."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="ebm-pp",
+        description="Fit an energy model declared as a Pyro program, and diagnose the fit.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    fitting = commands.add_parser("fit", help="fit a program to a file of data")
+    fitting.add_argument("program", help="module:name or file.py:name of a Pyro program")
+    fitting.add_argument("--data", required=True, type=Path, help="CSV, parquet or npz file")
+    fitting.add_argument("--held-out", type=Path, help="file of rows never trained on")
+    fitting.add_argument("--out", required=True, type=Path, help="folder to write")
+    fitting.add_argument("--rounds", type=int, help="at most so many rounds")
+    fitting.add_argument("--batch", type=int, help="rows of data a step")
+    fitting.add_argument("--seed", type=int, default=0)
+    fitting.add_argument("--quiet", action="store_true", help="no progress bar")
+    again = commands.add_parser("diagnose", help="print the report of a fit and redraw pictures")
+    again.add_argument("out", type=Path, help="folder that `fit` wrote")
+    again.add_argument("--data", type=Path, help="other rows than the held-out ones")
+    options = parser.parse_args(arguments)
+    mpl.use("agg")
+    try:
+        report = _fit(options) if options.command == "fit" else _diagnose(options)
+    except (ProgramError, DataError, CheckpointError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(report)
+    return 0 if report.ok else 1
+
+
+def write_run(
+    result: Fit, data: Sites, held_out: Sites, out: Path, *, spec: str = "", seed: int = 0
+) -> Report:
+    """Diagnoses a fit on held-out rows and writes everything a reader needs into a folder.
+
+    Files: `fit.pt` (see `checkpoint`), `held_out.npz`, `run.json`, `report.txt`, `draws.nc`
+    (ArviZ), and the pictures `training.png`, `weights.png`, `pairs.png`, `energy_SITE.png`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    save(result, out / "fit.pt")
+    np.savez_compressed(out / "held_out.npz", **{k: v.cpu().numpy() for k, v in held_out.items()})
+    (out / "run.json").write_text(json.dumps({"program": spec, "seed": seed}) + "\n")
+    return _write_diagnosis(result, held_out, out, seed)
+
+
+def _write_diagnosis(result: Fit, held_out: Sites, out: Path, seed: int) -> Report:
+    report = diagnose(result, held_out, seed=seed)
+    (out / "report.txt").write_text(f"{result.status.value} {result.detail}\n\n{report}\n")
+    tree = to_datatree(result, data=held_out, seed=seed)
+    tree.to_netcdf(out / "draws.nc", engine="h5netcdf")
+    draws = importance_sample(result, 4 * n_rows(held_out), seed=seed)
+    corrected = resample(draws, max(n_rows(held_out), 2000), seed=seed)
+    with torch.no_grad():
+        log_weights = result.model.log_density(held_out) - result.generator.log_prob(held_out)
+    figures = {
+        "training": plot_training(result),
+        "weights": plot_weights(draws.log_weights, log_weights),
+        "pairs": plot_pairs(result.model, held_out, corrected),
+    }
+    for name, site in result.model.sites.items():
+        if site.circular and not site.shape:
+            figures[f"energy_{name}"] = plot_energy_on_circle(result, held_out, name)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=110)
+        plt.close(figure)
+    return report
+
+
+def _fit(options: argparse.Namespace) -> Report:
+    model = EnergyModel(find_program(options.program))
+    data = model.check(read_rows(options.data, model))
+    if options.held_out is None:
+        shuffled = torch.randperm(
+            n_rows(data), generator=torch.Generator().manual_seed(options.seed)
+        )
+        fifth = n_rows(data) // 5
+        held_out, data = pick(data, shuffled[:fifth]), pick(data, shuffled[fifth:])
+    else:
+        held_out = model.check(read_rows(options.held_out, model))
+    chosen = {k: v for k in ("rounds", "batch") if (v := getattr(options, k)) is not None}
+    progress = not options.quiet and sys.stderr.isatty()
+    config = FitConfig(seed=options.seed, progress=progress, **chosen)
+    result = fit(model, data, config=config, held_out=held_out)
+    print(f"{result.status.value} {result.detail}\n")
+    return write_run(result, data, held_out, options.out, spec=options.program, seed=options.seed)
+
+
+def _diagnose(options: argparse.Namespace) -> Report:
+    run = options.out / "run.json"
+    if not run.is_file():
+        raise CheckpointError(f"{run}: no such file; expected a folder that `ebm-pp fit` wrote.")
+    settings = json.loads(run.read_text())
+    result = load(options.out / "fit.pt", find_program(settings["program"]))
+    file = options.data or options.out / "held_out.npz"
+    held_out = result.model.check(read_rows(file, result.model))
+    print(f"{result.status.value} {result.detail}\n")
+    return _write_diagnosis(result, held_out, options.out, settings["seed"])
+
+
+def find_program(spec: str) -> Callable[..., Any]:
+    """The program that `module:name` or `file.py:name` names; a class is called without arguments.
+
+    Raises:
+        ProgramError: nothing by that name.
+    """
+    module_name, _, name = spec.partition(":")
+    path = Path(module_name)
+    folder, module_name = (
+        (path.parent, path.stem) if path.suffix == ".py" else (Path(), module_name)
+    )
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ProgramError(
+            f"program {spec!r} not found: {error}.\n  Name it as module:name or file.py:name."
+        ) from error
+    finally:
+        sys.path.pop(0)
+    return found() if inspect.isclass(found) else found
+
+
+def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:
+    """Rows of a CSV, parquet or npz file, one array a site.
+
+    Raises:
+        DataError: no such file, another format, or a site without a column.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file.")
+    if path.suffix == ".npz":
+        return dict(np.load(path))
+    readers = {".csv": pd.read_csv, ".gz": pd.read_csv, ".parquet": pd.read_parquet}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: expected .csv, .csv.gz, .parquet or .npz, got {path.suffix!r}.")
+    table = readers[path.suffix](path)
+    rows: dict[str, Any] = {}
+    for name, site in model.sites.items():
+        vector = [f"{name}[{i}]" for i in range(int(np.prod(site.shape)))]
+        columns = [name] if name in table or not site.shape else vector
+        if not set(columns) <= set(table):
+            raise DataError(
+                f"site {name!r}: no column of that name in {path}; it has {list(table)}.\n"
+                f"  Expected a column {name!r}, or {vector} for a vector."
+            )
+        rows[name] = table[columns].to_numpy().reshape(len(table), *site.shape)
+    return rows

@@ -1,0 +1,203 @@
+"""Pictures of a fit. Every function returns its matplotlib figure."""
+
+import math
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.pareto import threshold
+from ebm_pp.training import Fit
+
+DATA, DRAWS = "#3b6ea5", "#d1663c"  # blue and orange: told apart by most colour-blind readers
+BINS = 48
+
+
+def plot_training(fit: Fit) -> Figure:
+    """Round by round: held-out log-likelihood, ESS fraction, k-hat, offset gap, J, moment gap."""
+    history = fit.history
+    rounds = [info["round"] for info in history]
+    panels: list[tuple[str, str, float | None]] = [
+        ("held_out", "held-out log-likelihood (nats)", None),
+        ("ess", "ESS / n of the draws", fit.config.ess_target),
+        ("pareto_k", "Pareto k-hat of the draws", threshold(fit.config.pool)),
+        ("offset_gap", "offset b - log Z (nats)", 0.0),
+        ("max_moment_gap", "largest moment gap (SE)", None),
+        ("generator_steps", "generator steps J", None),
+    ]
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex=True)
+    for ax, (name, label, line) in zip(axes.flat, panels, strict=True):
+        values = np.array([info[name] for info in history], dtype=float)
+        ax.plot(rounds, values, color=DATA, lw=1.5)
+        if name == "held_out":
+            error = np.array([info["held_out_se"] for info in history], dtype=float)
+            ax.fill_between(rounds, values - error, values + error, color=DATA, alpha=0.2, lw=0)
+        if line is not None:
+            ax.axhline(line, color="0.5", ls="--", lw=1)
+        if np.isnan(values).all():
+            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color="0.5")
+        ax.set_title(label, fontsize=10)
+    for ax in axes[1]:
+        ax.set_xlabel("round")
+    figure.suptitle(fit.status.value.split(":")[0].split(";")[0], fontsize=11)
+    return figure
+
+
+def plot_pairs(
+    model: EnergyModel, data: Sites, draws: Sites, sites: list[str] | None = None
+) -> Figure:
+    """Data beside draws of p_theta for every pair of sites.
+
+    Below the diagonal the data, above it the draws, on the same axes and colours, transposed; on
+    the diagonal both, an angle as a rose. A site of several coordinates gives one row each.
+
+    Args:
+        model: says which sites are angles.
+        data: rows of data.
+        draws: draws of p_theta (resampled or MH-corrected), of any number.
+        sites: only these sites.
+    """
+    names = sites or list(model.sites)
+    left, right = _columns(model, data, names), _columns(model, draws, names)
+    labels = list(left)
+    d = len(labels)
+    figure = plt.figure(figsize=(2.3 * d + 1, 2.3 * d + 0.6), layout="constrained")
+    grid = figure.add_gridspec(d, d)
+    edges = {label: _edges(left[label], right[label], _is_angle(model, label)) for label in labels}
+    for i, row in enumerate(labels):
+        for j, column in enumerate(labels):
+            if i == j and _is_angle(model, row):
+                ax = figure.add_subplot(grid[i, j], projection="polar")
+                _rose(ax, left[row], right[row])
+                continue
+            ax = figure.add_subplot(grid[i, j])
+            if i == j:
+                _marginal(ax, left[row], right[row], edges[row])
+            else:
+                part = left if i > j else right
+                ax.hist2d(
+                    part[column], part[row], bins=[edges[column], edges[row]], density=True,
+                    cmap="Blues" if i > j else "Oranges",
+                )  # fmt: skip
+            ax.tick_params(labelsize=7)
+            if i == d - 1:
+                ax.set_xlabel(column)
+            if j == 0:
+                ax.set_ylabel(row if i != j else "density")
+    figure.suptitle("data (blue, below the diagonal) beside draws (orange, above)", fontsize=11)
+    return figure
+
+
+def plot_energy_on_circle(fit: Fit, data: Sites, site: str, rows: int = 6) -> Figure:
+    """The energy along an angle, every other site held at a row of the data.
+
+    Args:
+        fit: the fit.
+        data: rows to hold the other sites at: `rows` of them, evenly spaced.
+        site: an angle of shape ().
+        rows: curves.
+
+    Raises:
+        ValueError: the site is no angle.
+    """
+    if site not in fit.model.sites or not fit.model.sites[site].circular:
+        angles = [name for name, known in fit.model.sites.items() if known.circular]
+        raise ValueError(f"site {site!r} is no angle of this program; its angles: {angles}.")
+    n = 361
+    angle = torch.linspace(-math.pi, math.pi, n).to(data[site])
+    chosen = np.linspace(0, len(data[site]) - 1, rows).round().astype(int)
+    figure = plt.figure(figsize=(10, 4.2), layout="constrained")
+    line_ax = figure.add_subplot(1, 2, 1)
+    polar_ax = figure.add_subplot(1, 2, 2, projection="polar")
+    for colour, row in zip(
+        plt.get_cmap("viridis")(np.linspace(0, 0.9, rows)), chosen, strict=True
+    ):
+        x = {name: value[row].expand(n, *value.shape[1:]) for name, value in data.items()}
+        x[site] = angle
+        with torch.no_grad():
+            energy = fit.model.energy(x).cpu().numpy()
+        line_ax.plot(np.degrees(angle), energy - energy.min(), color=colour, lw=1.4)
+        polar_ax.plot(angle, energy - energy.min(), color=colour, lw=1.2)
+    line_ax.set(xlabel=f"{site} (degrees)", ylabel="energy above its minimum (nats)")
+    line_ax.set_xticks([-180, -90, 0, 90, 180])
+    line_ax.set_title("both ends agree: no seam", fontsize=10)
+    _compass(polar_ax)
+    polar_ax.set_title(f"the same round the circle; {rows} rows of data", fontsize=10)
+    return figure
+
+
+def _columns(model: EnergyModel, x: Sites, names: list[str]) -> dict[str, NDArray[Any]]:
+    """One column per coordinate of the constrained sites."""
+    found = {}
+    for name in names:
+        value = x[name].detach().cpu().double()
+        flat = value.reshape(len(value), -1).numpy()
+        several = flat.shape[1] > 1
+        for j in range(flat.shape[1]):
+            found[f"{name}[{j}]" if several else name] = flat[:, j]
+    return found
+
+
+def _is_angle(model: EnergyModel, label: str) -> bool:
+    return model.sites[label.split("[")[0]].circular
+
+
+def _edges(data: NDArray[Any], draws: NDArray[Any], angle: bool) -> NDArray[Any]:
+    if angle:
+        return np.linspace(-math.pi, math.pi, BINS + 1)
+    low, high = np.quantile(data, [0.001, 0.999])
+    margin = 0.08 * (high - low)
+    low, high = max(low - margin, min(data.min(), draws.min())), high + margin
+    return np.linspace(low, min(high, max(data.max(), draws.max())), BINS + 1)
+
+
+def _marginal(ax: Axes, data: NDArray[Any], draws: NDArray[Any], edges: NDArray[Any]) -> None:
+    ax.hist(data, edges, density=True, color=DATA, alpha=0.45, label="data")
+    ax.hist(draws, edges, density=True, histtype="step", color=DRAWS, lw=1.5, label="draws")
+    ax.set_yticks([])
+
+
+def _rose(ax: Axes, data: NDArray[Any], draws: NDArray[Any], petals: int = 36) -> None:
+    """A wind rose: how often each direction; the area of a petal is its share."""
+    edges = np.linspace(-math.pi, math.pi, petals + 1)
+    centre = (edges[1:] + edges[:-1]) / 2
+    share = [np.histogram(part, edges)[0] / len(part) for part in (data, draws)]
+    ax.bar(centre, np.sqrt(share[0]), 2 * math.pi / petals, color=DATA, alpha=0.45, label="data")
+    around = np.append(centre, centre[0] + 2 * math.pi)
+    ax.plot(around, np.sqrt(np.append(share[1], share[1][0])), color=DRAWS, lw=1.5, label="draws")
+    _compass(ax)
+    ax.set_yticklabels([])
+
+
+def _compass(ax: Any) -> None:  # noqa: ANN401 - polar axes have methods that Axes lack
+    """North up, clockwise, as on a map."""
+    ax.set_theta_zero_location("N")
+    ax.set_theta_direction(-1)
+    ax.tick_params(labelsize=7)
+
+
+def plot_weights(log_weights_draws: Tensor, log_weights_data: Tensor) -> Figure:
+    """Both sides of the diagnosis: log weights of draws of q, and of rows of data.
+
+    Where the generator is right both are one narrow peak. Data far to the right of all draws are
+    where it misses a mode.
+    """
+    centre = log_weights_draws.logsumexp(0) - math.log(len(log_weights_draws))
+    figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    both = torch.cat([log_weights_draws, log_weights_data]) - centre
+    edges = np.linspace(*np.quantile(both[both.isfinite()].cpu().numpy(), [0.001, 0.999]), 80)
+    for part, colour, label in (
+        (log_weights_draws, DRAWS, "draws of q"),
+        (log_weights_data, DATA, "data"),
+    ):
+        values = (part - centre).cpu().numpy()
+        ax.hist(values, edges, density=True, color=colour, alpha=0.5, label=label)
+    ax.set(xlabel="log w - log Z (nats)", ylabel="density")
+    ax.legend(frameon=False)
+    return figure

@@ -1,0 +1,1 @@
+"""One file, one dataclass, one run, one table in results/."""

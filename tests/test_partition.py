@@ -1,0 +1,191 @@
+import math
+
+import pytest
+import torch
+from scipy.optimize import brentq
+from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import logsigmoid
+
+from ebm_pp.losses import discriminator
+from ebm_pp.pareto import psis
+from ebm_pp.partition import Estimate, bridge, ess_fraction, log_partition_from_weights, sandwich
+
+F64 = torch.float64
+LOG_Z = 3.2  # of p~ = exp(LOG_Z) p
+
+
+def normal(loc, scale):
+    return Normal(torch.tensor(loc, dtype=F64), torch.tensor(scale, dtype=F64))
+
+
+def log_weights(p, q, x):
+    """log p~ - log q, summed over coordinates."""
+    return (p.log_prob(x) - q.log_prob(x)).sum(-1) + LOG_Z
+
+
+@pytest.mark.parametrize("d", [1, 2, 8])
+def test_importance_against_the_closed_form(d):
+    p, q = normal(0.2, 0.8), normal(0.0, 1.0)
+    x = q.sample((20_000, d))
+    estimate = log_partition_from_weights(log_weights(p, q, x))
+    assert abs(estimate.value - LOG_Z) < 3 * estimate.standard_error
+    # E_q[w^2] / Z^2 of one coordinate by quadrature: ESS/n is its inverse to the power d, and the
+    # relative variance is that less one.
+    grid = torch.linspace(-12, 12, 4001, dtype=F64)
+    square = ((2 * p.log_prob(grid) - q.log_prob(grid)).exp().sum() * (grid[1] - grid[0])).item()
+    assert estimate.ess == pytest.approx(square**-d, rel=0.05)
+    assert estimate.standard_error == pytest.approx(math.sqrt((square**d - 1) / 20_000), rel=0.05)
+    assert estimate.pareto_k < 0.5
+
+
+def test_standard_error_covers_the_truth_as_often_as_it_says():
+    p, q = normal(0.3, 0.9), normal(0.0, 1.1)
+    weights = log_weights(p, q, q.sample((600, 1000, 2)))
+    estimates = [log_partition_from_weights(w) for w in weights]
+    z = torch.tensor([(e.value - LOG_Z) / e.standard_error for e in estimates])
+    # One standard error of a coverage from 600 repetitions is .019 and .009.
+    assert (z.abs() < 1).double().mean().item() == pytest.approx(0.683, abs=0.057)
+    assert (z.abs() < 1.96).double().mean().item() == pytest.approx(0.950, abs=0.027)
+    assert abs(z.mean().item()) < 3 / math.sqrt(600) + 0.02  # log is concave: a bias of se / 2
+
+
+def test_a_heavy_tail_is_flagged():
+    p, q = normal(0.0, 1.0), normal(0.0, 0.3)  # w has 1 / (1 - .09) = 1.1 moments: k = .91
+    estimate = log_partition_from_weights(log_weights(p, q, q.sample((10_000, 1))))
+    assert estimate.pareto_k > 0.7
+
+
+def test_the_four_numbers_are_those_of_their_formulas():
+    weights = torch.randn(500, dtype=F64) * 1.5
+    estimate = log_partition_from_weights(weights)
+    smoothed, k = psis(weights)
+    assert estimate.pareto_k == k
+    assert estimate.value == pytest.approx(weights.exp().mean().log().item())
+    relative = (smoothed.exp() * 500).var(correction=0).item()  # smoothed weights have mean 1 / n
+    assert estimate.standard_error == pytest.approx(math.sqrt(relative / 500))
+    raw = weights.exp()
+    assert estimate.ess == pytest.approx((raw.sum() ** 2 / raw.square().sum()).item() / 500)
+
+
+def test_equal_weights_are_exact():
+    estimate = log_partition_from_weights(torch.full((100,), 1.5))
+    assert estimate.value == pytest.approx(1.5)
+    assert estimate.standard_error == pytest.approx(0.0, abs=1e-8)
+    assert estimate.ess == pytest.approx(1.0)
+    assert estimate.pareto_k == -math.inf
+
+
+@pytest.mark.parametrize("shift", [-2000.0, 2000.0])  # exp() of these is 0 or inf
+def test_huge_and_tiny_weights(shift):
+    weights = torch.randn(1000, dtype=F64)
+    plain, moved = log_partition_from_weights(weights), log_partition_from_weights(weights + shift)
+    assert moved.value == pytest.approx(plain.value + shift)
+    assert moved.standard_error == pytest.approx(plain.standard_error)
+    assert moved.ess == pytest.approx(plain.ess)
+
+
+def test_zero_weights():
+    half = torch.cat([torch.zeros(50), torch.full((50,), -math.inf)])
+    assert log_partition_from_weights(half).value == pytest.approx(math.log(0.5))
+    assert ess_fraction(half) == pytest.approx(0.5)
+    assert math.isnan(ess_fraction(torch.full((10,), -math.inf)))
+
+
+def test_estimate_prints_its_four_numbers():
+    estimate = Estimate(value=1.23456, standard_error=0.01234, ess=0.8765, pareto_k=0.123)
+    assert str(estimate) == "1.2346 +- 0.0123 (ESS/n 0.876, Pareto k 0.12)"
+
+
+def test_estimate_is_frozen():
+    with pytest.raises(AttributeError):
+        Estimate(0.0, 0.0, 1.0, 0.0).value = 1.0
+
+
+# The bridge ------------------------------------------------------------------------------------
+def root(data, draws, nu):
+    """b of E_p[1 - D] = nu E_q[D], by bracketing the difference of logarithms."""
+
+    def gap(b):
+        misses = logsigmoid(b + math.log(nu) - data).logsumexp(0) - math.log(len(data))
+        alarms = logsigmoid(draws - b - math.log(nu)).logsumexp(0) - math.log(len(draws))
+        return (misses - alarms).item() - math.log(nu)
+
+    return brentq(gap, -1000, 1000, xtol=1e-12)
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=F64)
+
+
+STARTS = {
+    "overlapping": (torch.linspace(-1, 3, 50, dtype=F64), torch.linspace(-4, 1, 70, dtype=F64)),
+    "one row each": (rows(1.0), rows(-0.5)),
+    "skew": (rows(0.0, 0.1, 30.0), rows(-40.0, -0.3, 0.2)),
+    "separated": (rows(25.0, 30.0), rows(-25.0, -31.0)),
+    "saturated": (rows(200.0, 200.0), rows(-200.0, -200.0)),
+    "saturated, unequal": (rows(200.0, 190.0), rows(-200.0, -180.0, -100.0)),
+    "one miss among saturated": (rows(*[200.0] * 99, -3.0), rows(*[-200.0] * 50)),
+    "one alarm among saturated": (rows(*[200.0] * 50), rows(*[-200.0] * 99, 3.0)),
+}
+
+
+@pytest.mark.parametrize("nu", [1.0, 4.0])
+@pytest.mark.parametrize("start", STARTS)
+def test_bridge_solves_the_bridge_equation(start, nu):
+    data, draws = STARTS[start]
+    assert bridge(data, draws, nu) == pytest.approx(root(data, draws, nu), abs=1e-7)
+
+
+def test_bridge_where_everything_is_misclassified():
+    data, draws = rows(-200.0, -190.0), rows(200.0, 100.0)
+    b = bridge(data, draws, 4.0)
+    misses, alarms = torch.sigmoid(b + math.log(4) - data), torch.sigmoid(draws - b - math.log(4))
+    assert misses.mean().item() == pytest.approx(4 * alarms.mean().item(), abs=1e-9)
+    assert b == pytest.approx(root(data, draws, 4.0), abs=1e-6)
+    assert -190 < bridge(data, draws, 1.0) < 100  # flat between: to rounding, all of it solves it
+
+
+def test_bridge_is_the_minimum_of_the_discriminators_loss():
+    data, draws = torch.randn(300, dtype=F64) + 1, torch.randn(500, dtype=F64) * 2
+    b = torch.tensor(bridge(data, draws, 4.0), dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(discriminator(data, draws, b, 4.0), b)
+    assert abs(slope.item()) < 1e-12
+
+
+@pytest.mark.parametrize("nu", [1, 4])
+def test_bridge_estimates_log_z_where_the_data_are_the_models(nu):
+    p, q = normal(0.3, 0.8), normal(0.0, 1.0)
+    data, draws = p.sample((4000, 2)), q.sample((4000 * nu, 2))
+    b = bridge(log_weights(p, q, data), log_weights(p, q, draws), float(nu))
+    # The error of a root: the noise of the equation over its slope in b.
+    logits = [log_weights(p, q, x) - LOG_Z - math.log(nu) for x in (data, draws)]
+    misses, alarms = torch.sigmoid(-logits[0]), torch.sigmoid(logits[1])
+    noise = misses.var() / 4000 + nu**2 * alarms.var() / (4000 * nu)
+    slope = (misses * (1 - misses)).mean() + nu * (alarms * (1 - alarms)).mean()
+    assert abs(b - LOG_Z) < 3 * (noise.sqrt() / slope).item()
+
+
+def test_bridge_shifts_with_the_weights_and_takes_float32():
+    data, draws = torch.randn(100) + 1, torch.randn(100)
+    b = bridge(data, draws)
+    assert isinstance(b, float)
+    assert bridge(data + 50, draws + 50) == pytest.approx(b + 50, abs=1e-4)
+
+
+# The sandwich ----------------------------------------------------------------------------------
+def test_sandwich_has_log_z_inside_and_the_width_of_two_kl():
+    p, q = normal(0.5, 0.8), normal(0.0, 1.0)
+    below, above = (log_weights(p, q, law.sample((40_000, 1))) for law in (q, p))
+    lower, upper = sandwich(below, above)
+    se_lower, se_upper = (w.std().item() / 200 for w in (below, above))
+    assert lower < LOG_Z < upper
+    assert abs(lower - (LOG_Z - kl_divergence(q, p).item())) < 3 * se_lower
+    assert abs(upper - (LOG_Z + kl_divergence(p, q).item())) < 3 * se_upper
+    width = (kl_divergence(q, p) + kl_divergence(p, q)).item()
+    assert abs(upper - lower - width) < 3 * math.hypot(se_lower, se_upper)
+
+
+def test_sandwich_is_tight_where_q_is_the_model():
+    p = normal(0.5, 0.8)
+    weights = log_weights(p, p, p.sample((100, 2)))
+    assert sandwich(weights, weights) == pytest.approx((LOG_Z, LOG_Z))

@@ -1,0 +1,283 @@
+"""`fit`: against closed forms, with every objective and loss, and how runs end."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from ebm_pp import (
+    DataError,
+    EnergyModel,
+    FitConfig,
+    FlowGenerator,
+    GeneratorError,
+    ProgramError,
+    Status,
+    fit,
+    load,
+    log_partition,
+    save,
+)
+from ebm_pp.errors import CheckpointError
+from models import gaussian
+
+SHORT = FitConfig(
+    rounds=12, pool=2048, batch=256, energy_steps=20, warm_start_steps=60, energy_lr=2e-2,
+    progress=False,
+)  # fmt: skip
+
+
+def short(**changes):
+    return FitConfig(**{**{k: getattr(SHORT, k) for k in SHORT.__dataclass_fields__}, **changes})
+
+
+def learned(model):
+    return {n.removeprefix("program."): p.detach().double() for n, p in model.named_parameters()}
+
+
+def gaussian_fit(config, n=8000, seed=0, **more):
+    truth = gaussian.true_parameters(2)
+    data = gaussian.draws(truth, n, seed)
+    model = EnergyModel(gaussian.Gaussian(2))
+    return fit(model, data, config=config, **more), truth, data
+
+
+@pytest.mark.parametrize("objective", ["discriminator", "importance", "normalised"])
+def test_each_objective_finds_the_maximum_likelihood_weights(objective):
+    config = short(objective=objective, rounds=20, average=0.98)
+    result, truth, data = gaussian_fit(config, n=2000)  # a round sees all 2,000 rows
+    best, errors = gaussian.maximum_likelihood(data), gaussian.standard_errors(truth, 2000)
+    found = learned(result.model)
+    for name in truth:
+        # Within one standard error of the maximum-likelihood weights of these very rows (the
+        # discriminator's objective is a little less efficient than maximum likelihood).
+        assert ((found[name] - best[name]).abs() / errors[name]).max() < 1, (name, found, best)
+    log_z = log_partition(result, 20_000, seed=1)
+    exact = gaussian.log_partition(found).item()
+    assert abs(log_z.value - exact) < 4 * log_z.standard_error + 1e-4
+    assert result.status in (Status.FINISHED, Status.CONVERGED)
+
+
+@pytest.mark.parametrize("loss", ["weighted_forward_kl", "reverse_kl", "score_function", "jensen"])
+def test_each_generator_loss_follows_the_energy(loss):
+    # The warm start is at the data; the given factor moves p_theta away from it. ESS must recover.
+    config = short(generator_loss=loss, generator_lr=5e-3, generator_steps_max=30, rounds=15)
+    result, _, _ = gaussian_fit(config)
+    assert result.history[-1]["ess"] > 0.9
+    assert result.history[-1]["pareto_k"] < 0.7
+
+
+def test_the_loss_falls_to_two_log_two_with_equal_draws():
+    result, _, _ = gaussian_fit(short(nu=1.0, base_share=0.0, rounds=15))
+    last = result.history[-1]
+    assert abs(last["loss"] - 2 * math.log(2)) < 0.03
+    assert abs(last["accuracy"] - 0.5) < 0.03
+    assert abs(last["offset_gap"]) < 0.05
+
+
+def test_finn2016_is_the_paper():
+    config = FitConfig.finn2016()
+    assert (config.nu, config.base_share, config.generator_loss) == (1.0, 0.0, "reverse_kl")
+    assert (config.energy_steps, config.generator_steps, config.offset) == (1, 1, "gradient")
+    changes = {k: getattr(config, k) for k in config.__dataclass_fields__}
+    changes |= {"rounds": 300, "energy_lr": 1e-2, "progress": False, "diagnose_every": 100}
+    result, truth, _ = gaussian_fit(FitConfig(**changes))
+    assert len(result.history) == 4  # rounds 0, 100, 200 and the last
+    field = learned(result.model)["field_weights"]
+    assert (field - truth["field_weights"].double()).abs().max() < 0.4
+
+
+def quartic():
+    x = pyro.sample("x", dist.Normal(0.0, 2.0))
+    pyro.factor("well", -(x**4) / 4 + x**2)
+
+
+def test_a_given_density_in_one_dimension():
+    model = EnergyModel(quartic)
+    result = fit(model, config=short(rounds=20))
+    grid = torch.linspace(-8, 8, 40001, dtype=torch.float64)
+    density = -(grid**4) / 4 + grid**2 - grid**2 / 8 - math.log(2 * math.sqrt(2 * math.pi))
+    exact = torch.logsumexp(density, 0).item() + math.log(16 / 40000)
+    log_z = log_partition(result, 20_000, seed=0)
+    assert abs(log_z.value - exact) < 4 * log_z.standard_error
+    assert log_z.ess > 0.9
+    assert result.n_train == 0
+    assert math.isnan(result.history[-1]["loss"])
+
+
+def test_same_seed_same_fit_and_the_global_stream_is_left_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, _, _ = gaussian_fit(short(rounds=2))
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(3)
+    two, _, _ = gaussian_fit(short(rounds=2))
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for key, value in one.history[-1].items():
+        if key != "cpu_seconds":
+            assert value == two.history[-1][key] or math.isnan(value), key
+
+
+def test_j_follows_the_diagnosis():
+    lagging, _, _ = gaussian_fit(short(rounds=4, ess_target=1.1, generator_steps=3))
+    assert [info["generator_steps"] for info in lagging.history] == [6, 12, 20, 20]
+    resting, _, _ = gaussian_fit(short(rounds=5, ess_target=0.0, generator_steps=8))
+    healthy = [info["generator_steps"] for info in resting.history if info["pareto_k"] < 0.6]
+    assert healthy[-1] <= 2
+
+
+def test_callback_history_and_convergence():
+    seen = []
+    truth = gaussian.true_parameters(2)
+    held_out = gaussian.draws(truth, 1000, 99)
+    config = short(rounds=40, patience=3)
+    result, _, _ = gaussian_fit(
+        config, held_out=held_out, callback=lambda r, info: seen.append((r, info["held_out"]))
+    )
+    assert result.status is Status.CONVERGED
+    assert len(seen) == len(result.history) < 40
+    assert all(math.isfinite(value) for _, value in seen)
+    best = max(info["held_out"] for info in result.history)
+    log_z = log_partition(result, 20_000, seed=1)
+    with torch.no_grad():
+        score = (result.model.log_density(held_out).mean() - log_z.value).item()
+    assert abs(score - best) < 0.02  # the best round's parameters were returned
+
+
+def test_interrupting_keeps_the_best_so_far():
+    def stop(r, info):
+        if r == 2:
+            raise KeyboardInterrupt
+
+    result, _, _ = gaussian_fit(short(), callback=stop)
+    assert result.status is Status.INTERRUPTED
+    assert len(result.history) == 3
+    assert log_partition(result, 1000, seed=0).ess > 0.1
+
+
+class Exploding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.calls = 0
+
+    def forward(self):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor(
+            "bad", self.weight * x + (self.weight.abs() - 0.25).clamp_min(0).mul(1e30).exp()
+        )
+
+
+def test_a_loss_that_stops_being_finite_keeps_the_last_finite_parameters():
+    data = {"x": torch.randn(1000, generator=torch.Generator().manual_seed(0)) + 2}
+    result = fit(EnergyModel(Exploding()), data, config=short())
+    assert result.status is Status.NON_FINITE
+    assert "round" in result.detail
+    assert all(p.isfinite().all() for p in result.model.parameters())
+    assert result.model.program.weight.abs() < 0.25
+    assert "no longer" not in result.status.value
+
+
+def test_errors_name_what_is_wrong():
+    data = {"x": torch.randn(1000)}
+    with pytest.raises(ProgramError, match="no parameters to train"):
+        fit(EnergyModel(quartic), data, config=SHORT)
+    model = EnergyModel(Exploding())
+    with pytest.raises(DataError, match=r"100 rows; expected at least one batch of 256"):
+        fit(model, {"x": data["x"][:100]}, config=SHORT)
+    with pytest.raises(DataError):
+        fit(model, {"y": data["x"]}, config=SHORT)
+    with pytest.raises(Exception, match="has_rsample|Generator"):  # beartype may be first
+        fit(model, data, object(), SHORT)
+
+
+class Wrong:
+    """A generator with one fault."""
+
+    def __init__(self, fault):
+        self.fault, self.has_rsample = fault, fault != "rsample"
+
+    def rsample_and_log_prob(self, n):
+        x = torch.randn(n)
+        sign = -1 if self.fault == "sign" else 1
+        log_q = sign * dist.Normal(0.0, 1.0).log_prob(x)
+        return {"y" if self.fault == "site" else "x": x}, log_q
+
+    def log_prob(self, x):
+        return dist.Normal(0.0, 1.0).log_prob(next(iter(x.values())))
+
+
+@pytest.mark.parametrize(
+    ("fault", "text", "loss"),
+    [
+        ("sign", "wrong sign", "weighted_forward_kl"),
+        ("site", "draws the sites", "weighted_forward_kl"),
+        ("rsample", "needs draws that carry a gradient", "reverse_kl"),
+    ],
+)
+def test_a_faulty_generator_is_named(fault, text, loss):
+    data = {"x": torch.randn(1000)}
+    with pytest.raises(GeneratorError, match=text):
+        fit(EnergyModel(Exploding()), data, Wrong(fault), short(generator_loss=loss))
+
+
+def test_a_fixed_generator_is_noise_contrastive_estimation():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            pyro.factor("tilt", self.weight * x)
+
+    data = {"x": torch.randn(4000, generator=torch.Generator().manual_seed(1)) + 0.5}
+    result = fit(EnergyModel(Linear()), data, Wrong(""), short(rounds=15))
+    assert abs(result.model.program.weight.item() - data["x"].mean().item()) < 0.05
+
+
+def test_save_and_load(tmp_path):
+    result, _, data = gaussian_fit(short(rounds=2))
+    save(result, tmp_path / "fit.pt")
+    again = load(tmp_path / "fit.pt", gaussian.Gaussian(2))
+    assert again.config == result.config
+    assert again.status is result.status
+    assert again.history[-1]["ess"] == result.history[-1]["ess"]
+    with torch.no_grad():
+        for name in ("model", "generator"):
+            score = "log_density" if name == "model" else "log_prob"
+            one = getattr(getattr(result, name), score)(data)
+            assert torch.equal(one, getattr(getattr(again, name), score)(data))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load(tmp_path / "fit.pt", gaussian.Gaussian(3))
+    (tmp_path / "other").write_text("no fit")
+    with pytest.raises(CheckpointError, match="not a saved fit"):
+        load(tmp_path / "other", gaussian.Gaussian(2))
+    with pytest.raises(CheckpointError, match="no such file"):
+        load(tmp_path / "missing", gaussian.Gaussian(2))
+
+
+def test_float64_runs_in_float64():
+    truth = gaussian.true_parameters(2)
+    model = EnergyModel(gaussian.Gaussian(2).double())
+    result = fit(model, gaussian.draws(truth, 1000, 0), config=short(rounds=1))
+    assert {p.dtype for p in result.model.parameters()} == {torch.float64}
+    assert {p.dtype for p in result.generator.parameters()} == {torch.float64}
+
+
+def test_student_t_base_holds_a_heavy_tail():
+    def cauchy_like():
+        pyro.sample("x", dist.StudentT(torch.tensor(3.0), 0.0, 1.0))
+
+    ks = {}
+    for base in ("normal", "student_t"):
+        model = EnergyModel(cauchy_like)
+        generator = FlowGenerator(model, model.sample_base(4000), base=base)
+        result = fit(model, None, generator, short(rounds=15, base_share=0.0))
+        ks[base] = log_partition(result, 20_000, seed=0).pareto_k
+    assert ks["student_t"] < ks["normal"]
+    assert ks["student_t"] < 0.5
