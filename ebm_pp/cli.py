@@ -79,7 +79,8 @@ def write_run(
     """
     out.mkdir(parents=True, exist_ok=True)
     save(result, out / "fit.pt")
-    np.savez_compressed(out / "held_out.npz", **{k: v.cpu().numpy() for k, v in held_out.items()})
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in held_out.items()}
+    np.savez_compressed(out / "held_out.npz", **arrays)
     (out / "run.json").write_text(json.dumps({"program": spec, "seed": seed}) + "\n")
     return _write_diagnosis(result, held_out, out, seed)
 
@@ -151,14 +152,15 @@ def find_program(spec: str) -> Callable[..., Any]:
     )
     sys.path.insert(0, str(folder.resolve()))
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        found: Any = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ProgramError(
             f"program {spec!r} not found: {error}.\n  Name it as module:name or file.py:name."
         ) from error
     finally:
         sys.path.pop(0)
-    return found() if inspect.isclass(found) else found
+    made: Any = found() if inspect.isclass(found) else found
+    return made
 
 
 def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:

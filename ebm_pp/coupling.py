@@ -25,14 +25,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ebm_pp.circle import wrap
+
 LOG_SCALE_BOUND = 2.5  # S: one affine layer scales by at most e^2.5, about 12
 SMALLEST_BIN = 1e-3  # of the box, so that no piece of a spline degenerates
 UNIT_SLOPE = math.log(math.e - 1)  # softplus(UNIT_SLOPE) = 1: the identity at raw = 0
-
-
-def wrap(angle: Tensor) -> Tensor:
-    """The same angle (radians) in [-pi, pi)."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
 def rational_quadratic(
@@ -117,6 +114,9 @@ class Coupling(nn.Module):
         hidden: widths of the conditioner's hidden layers.
         bound: B of the splines on the line (on the circle it is pi).
     """
+
+    order: Tensor
+    back: Tensor
 
     def __init__(
         self,

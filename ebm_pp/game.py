@@ -69,14 +69,14 @@ class Game:
 class Best:
     """The best parameters so far, and the round they are from."""
 
-    score: float
+    score: tuple[bool, float]
     round: int
     model: dict[str, Tensor]
     generator: dict[str, Tensor]
     offset: float
 
     @classmethod
-    def of(cls, game: Game, score: float, round_: int) -> "Best":
+    def of(cls, game: Game, score: tuple[bool, float], round_: int) -> "Best":
         """A copy of what is to be returned."""
 
         def copied(module: object) -> dict[str, Tensor]:
@@ -86,11 +86,16 @@ class Best:
         offset = game.offset.item()
         return cls(score, round_, copied(game.averaged), copied(game.generator), offset)
 
-    def or_better(self, game: Game, info: dict[str, Any]) -> "Best":
-        """The better of this and the present: by held-out log-likelihood, ESS, or the later."""
-        score = info["held_out"]
-        if math.isnan(score):
-            score = info["beta"] + info["ess"] if game.data is None else float(info["round"])
+    def or_better(self, game: Game, info: dict[str, Any], healthy: bool) -> "Best":
+        """The better of this and the present.
+
+        A healthy round before any other, then by held-out log-likelihood (without held-out rows
+        the later one; for a given density by ESS).
+        """
+        value = info["held_out"]
+        if math.isnan(value):
+            value = info["beta"] + info["ess"] if game.data is None else float(info["round"])
+        score = (healthy, value)
         return Best.of(game, score, info["round"]) if score > self.score else self
 
     def restore(self, game: Game) -> None:
@@ -107,7 +112,8 @@ def energy_steps(game: Game, pool: Pool) -> dict[str, float]:
     config, offset, n = game.config, game.offset, len(pool.log_q)
     objective = getattr(losses, config.objective)
     n_batch = min(config.batch, pool.n_data)
-    pairs = [[*game.averaged.parameters()], [p.detach() for p in game.model.parameters()]]
+    mean: list[Tensor] = list(game.averaged.parameters())
+    present = [p.detach() for p in game.model.parameters()]
     total = correct = 0.0
     for _ in range(config.energy_steps):
         i = torch.randint(pool.n_data, (n_batch,))
@@ -124,7 +130,7 @@ def energy_steps(game: Game, pool: Pool) -> dict[str, float]:
             ).item()
             if config.offset == "newton":
                 offset -= _newton_step(logit_data, logit_draws, config)
-            torch._foreach_lerp_(*pairs, 1 - config.average)
+            torch._foreach_lerp_(mean, present, 1 - config.average)
     steps = config.energy_steps
     return {"loss": total / steps, "accuracy": correct / (2 * steps)}
 
@@ -207,16 +213,15 @@ def _generator_loss(game: Game, batch: Sites, share_left: float) -> Tensor:
         return losses.score_function(log_q, density(x) - log_q)
     x, log_q = generator.rsample_and_log_prob(config.batch)
     log_weights = density(x) - log_q
+    if config.generator_loss == "reverse_kl" and not (config.likelihood_weight and game.data):
+        return losses.reverse_kl(log_weights)
+    assert game.data is not None, "start() refuses jensen without data"
+    data = pick(game.data, torch.randint(n_rows(game.data), (config.batch,)))
+    log_q_data = generator.log_prob(data)
     if config.generator_loss == "reverse_kl":
-        loss = losses.reverse_kl(log_weights)
-    else:
-        data = pick(game.data, torch.randint(n_rows(game.data), (config.batch,)))
-        at_data = density(data) - generator.log_prob(data)
-        return losses.jensen(at_data, log_weights, game.offset.detach(), 1.0)
-    if config.likelihood_weight and game.data is not None:
-        data = pick(game.data, torch.randint(n_rows(game.data), (config.batch,)))
-        loss = loss - config.likelihood_weight * share_left * generator.log_prob(data).mean()
-    return loss
+        weight = config.likelihood_weight * share_left
+        return losses.reverse_kl(log_weights) - weight * log_q_data.mean()
+    return losses.jensen(density(data) - log_q_data, log_weights, game.offset.detach(), 1.0)
 
 
 def start(
@@ -232,12 +237,12 @@ def start(
         if data is None and model.proper:
             start = model.sample_base(config.pool)
         generator = FlowGenerator(model, start)
-    _check_generator(model, generator, config)
+    _check_generator(model, generator, config, data is not None)
     offset = torch.zeros(())
     energy = None
     if data is not None:
         parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.dim() < 2]},
             {
                 "params": [p for p in parameters if p.dim() > 1],
@@ -259,8 +264,9 @@ def start(
         if data is not None:
             _warm_start(generator, trainable, data, held_out, config)
         steps = config.rounds * config.generator_steps_max
-        groups = [{"params": trainable}]
-        proposal = _player("generator", groups, config.generator_lr, steps, config.clip)
+        proposal = _player(
+            "generator", [{"params": trainable}], config.generator_lr, steps, config.clip
+        )
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     return Game(model, averaged, generator, energy, proposal, offset, data, config)
 
@@ -297,7 +303,9 @@ def _warm_start(
 
 
 @torch.no_grad()
-def _check_generator(model: EnergyModel, generator: Generator, config: FitConfig) -> None:
+def _check_generator(
+    model: EnergyModel, generator: Generator, config: FitConfig, has_data: bool
+) -> None:
     """The three names exist, agree with each other, and suffice for the chosen loss."""
     if not isinstance(generator, Generator):
         raise GeneratorError(
@@ -309,6 +317,11 @@ def _check_generator(model: EnergyModel, generator: Generator, config: FitConfig
             f"generator_loss={config.generator_loss!r} needs draws that carry a gradient, but "
             f"{type(generator).__name__}.has_rsample is False.\n"
             "  Use generator_loss='weighted_forward_kl' or 'score_function'."
+        )
+    if config.generator_loss == "jensen" and not has_data:
+        raise GeneratorError(
+            "generator_loss='jensen' compares with data, but none were given.\n"
+            "  Use 'weighted_forward_kl' or 'reverse_kl' for a given density."
         )
     x, log_q = generator.rsample_and_log_prob(64)
     if set(x) != set(model.sites):

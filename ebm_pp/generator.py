@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, StudentT
 from torch.nn.functional import softplus
 
-from ebm_pp.coupling import Coupling, wrap
+from ebm_pp.circle import wrap
+from ebm_pp.coupling import Coupling
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
 
@@ -141,7 +142,7 @@ class FlowGenerator(nn.Module):
 
     def _to_sites(self, latent: Tensor) -> tuple[Sites, Tensor]:
         u, log_det = latent, self.scale.log().sum()
-        for layer in reversed(self.layers):
+        for layer in reversed([*self.layers]):
             u, log_det_layer = layer.inverse(u)
             log_det = log_det + log_det_layer
         x, log_det_constrain = self.constrain(self.loc + self.scale * u)

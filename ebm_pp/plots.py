@@ -158,8 +158,10 @@ def _edges(data: NDArray[Any], draws: NDArray[Any], angle: bool) -> NDArray[Any]
 
 
 def _marginal(ax: Axes, data: NDArray[Any], draws: NDArray[Any], edges: NDArray[Any]) -> None:
-    ax.hist(data, edges, density=True, color=DATA, alpha=0.45, label="data")
-    ax.hist(draws, edges, density=True, histtype="step", color=DRAWS, lw=1.5, label="draws")
+    ax.hist(data, edges.tolist(), density=True, color=DATA, alpha=0.45, label="data")
+    ax.hist(
+        draws, edges.tolist(), density=True, histtype="step", color=DRAWS, lw=1.5, label="draws"
+    )
     ax.set_yticks([])
 
 
@@ -191,7 +193,8 @@ def plot_weights(log_weights_draws: Tensor, log_weights_data: Tensor) -> Figure:
     centre = log_weights_draws.logsumexp(0) - math.log(len(log_weights_draws))
     figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     both = torch.cat([log_weights_draws, log_weights_data]) - centre
-    edges = np.linspace(*np.quantile(both[both.isfinite()].cpu().numpy(), [0.001, 0.999]), 80)
+    low, high = np.quantile(both[both.isfinite()].cpu().numpy(), [0.001, 0.999])
+    edges = np.linspace(low, high, 80).tolist()
     for part, colour, label in (
         (log_weights_draws, DRAWS, "draws of q"),
         (log_weights_data, DATA, "data"),

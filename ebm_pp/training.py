@@ -128,7 +128,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     """The round loop: pool, K energy steps, diagnosis, J generator steps."""
     config, data, averaged = game.config, game.data, game.averaged
     n_train = 0 if data is None else n_rows(data)
-    best = Best.of(game, -math.inf, -1)
+    best = Best.of(game, (False, -math.inf), -1)
     history: list[dict[str, Any]] = []
     memory: list[tuple[Pool, Tensor]] = []
     status, detail, steps = Status.FINISHED, "", config.generator_steps
@@ -148,7 +148,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 info |= diagnose_round(pool, terms, score, config.nu, n_train)
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
-                best = best.or_better(game, info)
+                best = best.or_better(game, info, _healthy(info, config))
                 report(info)
                 if r - best.round >= config.patience and _healthy(info, config):
                     status = Status.CONVERGED

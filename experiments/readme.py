@@ -6,37 +6,27 @@ import torch
 from torch import nn
 
 import ebm_pp
+from models.planar import moons
 
 
-class Ring(nn.Module):
-    """A base measure, and an energy with two interpretable factors."""
-
-    def __init__(self) -> None:
+class Moons(nn.Module):
+    def __init__(self):
         super().__init__()
-        self.radius = nn.Parameter(torch.tensor(1.0))
-        self.stiffness = nn.Parameter(torch.tensor(1.0))
-        self.slope = nn.Parameter(torch.tensor(0.0))
+        self.net = nn.Sequential(nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 1))
 
-    def forward(self) -> None:
-        x = pyro.sample("x", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-        pyro.factor("ring", -0.5 * self.stiffness * (x.norm() - self.radius) ** 2)
-        pyro.factor("tilt", self.slope * x[0])
-
-
-def rows(n: int, seed: int) -> dict[str, torch.Tensor]:
-    """Data: a blurred ring, denser on its right."""
-    random = torch.Generator().manual_seed(seed)
-    angle = torch.randn(n, generator=random)
-    radius = 2 + 0.3 * torch.randn(n, generator=random)
-    return {"x": torch.stack([radius * angle.cos(), radius * angle.sin()], -1)}
+    def forward(self):
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 2.5).to_event(1))  # base measure
+        pyro.factor("shape", -self.net(x).squeeze(-1))  # minus the energy
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    model = ebm_pp.EnergyModel(Ring())
-    fit = ebm_pp.fit(model, rows(8000, seed=1), config=ebm_pp.FitConfig(rounds=30))
-    print({name: round(p.item(), 3) for name, p in model.named_parameters()})
-    print(ebm_pp.diagnose(fit, rows(4000, seed=2)))
+    model = ebm_pp.EnergyModel(Moons())
+    fit = ebm_pp.fit(model, moons(8192, seed=1), held_out=moons(2000, seed=2))
+    print(ebm_pp.diagnose(fit, moons(4000, seed=3)))
+    draws = ebm_pp.resample(ebm_pp.importance_sample(fit, 4000, seed=0), 2000, seed=0)
+    tree = ebm_pp.to_datatree(fit, data=moons(4000, seed=3))  # then ArviZ: summary, plot_pair, ...
+    print(fit.status.value, draws["x"].shape, list(tree.children), sep="\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,12 @@ def run(settings: Settings, seed: int) -> list[Row]:
     torch.manual_seed(seed)
     model = EnergyModel(recipe.Recipe())
     config = FitConfig(
-        objective="importance", batch=2048, energy_lr=1e-2, pool=settings.rows, rounds=40, seed=seed
+        objective="importance",
+        batch=2048,
+        energy_lr=1e-2,
+        pool=settings.rows,
+        rounds=40,
+        seed=seed,
     )
     start = time.process_time()
     result = fit(model, data, config=config, held_out=held_out)

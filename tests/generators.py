@@ -2,7 +2,10 @@
 
 Three names make a generator: `has_rsample`, `rsample_and_log_prob(n)` and `log_prob(x)`. The
 classes here are examples to copy: a zuko flow, a Pyro autoguide, a Pyro guide written by hand.
+Below them are the programs that the tests of generators use.
 """
+
+import functools
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +15,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import nn
 from torch.distributions import constraints
 
+from ebm_pp.circle import Circle
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import GeneratorError
 from ebm_pp.generator import FlowGenerator
@@ -143,3 +147,55 @@ GENERATORS = {
     "autoguide": _autoguide,
     "guide": lambda model: GuideGenerator(mean_field(model)),
 }
+
+
+def line():
+    pyro.sample("x", dist.Normal(0.5, 1.2))
+
+
+def plane():
+    pyro.sample("x", dist.Normal(torch.tensor([1.0, -1.0]), 1.0).to_event(1))
+
+
+def circle():
+    pyro.sample("angle", dist.VonMises(0.0, 1.0))
+
+
+def gust():
+    pyro.sample("direction", Circle())
+    pyro.sample("speed", dist.LogNormal(1.0, 0.5))
+
+
+def parts():
+    pyro.sample("parts", dist.Dirichlet(torch.tensor([2.0, 3.0, 1.5])))
+
+
+def dose():
+    pyro.sample("amount", dist.Gamma(2.0, 1.0))
+    pyro.sample("share", dist.Beta(2.0, 3.0))
+
+
+def recipe():
+    pyro.sample("parts", dist.Dirichlet(torch.tensor([2.0, 3.0, 1.5])))
+    pyro.sample("amount", dist.Gamma(2.0, 1.0))
+    pyro.sample("direction", dist.VonMises(1.0, 1.0))
+    pyro.sample("share", dist.Beta(2.0, 3.0))
+    with pyro.plate("trials", 2):
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+
+
+PROGRAMS = {f.__name__: f for f in (line, plane, circle, gust, parts, dose, recipe)}
+ON_A_GRID = [name for name in PROGRAMS if name != "recipe"]
+
+
+@functools.cache
+def model_of(name):
+    return EnergyModel(PROGRAMS[name]).double()
+
+
+def disturb(generator, strength):
+    """Moves every parameter off its start, so that the generator does something."""
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(strength * torch.randn_like(parameter))
+    return generator

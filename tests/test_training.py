@@ -191,7 +191,7 @@ def test_errors_name_what_is_wrong():
         fit(model, {"x": data["x"][:100]}, config=SHORT)
     with pytest.raises(DataError):
         fit(model, {"y": data["x"]}, config=SHORT)
-    with pytest.raises(Exception, match="has_rsample|Generator"):  # beartype may be first
+    with pytest.raises(Exception, match=r"has_rsample|Generator"):  # beartype may be first
         fit(model, data, object(), SHORT)
 
 

@@ -1,0 +1,287 @@
+import copy
+import math
+import subprocess
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from generators import GENERATORS, PROGRAMS, disturb, model_of, plane
+from torch import nn
+from torch.func import jacrev, vmap
+
+from ebm_pp.density import EnergyModel
+from ebm_pp.errors import GeneratorError
+from ebm_pp.generator import FlowGenerator, tilt
+
+F64 = torch.float64
+
+
+def normals(width):
+    """A program of `width` independent coordinates."""
+
+    def program():
+        pyro.sample("x", dist.Normal(0.0, torch.full((width,), 1.5)).to_event(1))
+
+    return program
+
+
+def random_flow(model, strength=0.2, **settings):
+    return disturb(FlowGenerator(model, hidden=(16,), bins=6, **settings).double(), strength)
+
+
+@pytest.mark.parametrize("generator", [name for name in GENERATORS if "flow" in name[:4]])
+@pytest.mark.parametrize("program", ["circle", "gust", "recipe"])
+def test_flows_serve_the_circle(program, generator):
+    assert GENERATORS[generator](model_of(program))  # no GeneratorError, so no test is skipped
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_latent_space_against_the_jacobian(program):
+    model = model_of(program)
+    flow = random_flow(model, start=model.sample_base(200))
+
+    def flat(eps):
+        """The sites as one vector; of a simplex all parts but the last, as Pyro measures it."""
+        x, _ = flow.latent_to_sites(eps[None])
+        cut = {name: v[0, :-1] if name == "parts" else v[0] for name, v in x.items()}
+        return torch.cat([value.reshape(-1) for value in cut.values()])
+
+    eps = torch.randn(50, model.dim, dtype=F64)
+    x, log_det = flow.latent_to_sites(eps)
+    brute = torch.linalg.slogdet(vmap(jacrev(flat))(eps)).logabsdet
+    torch.testing.assert_close(log_det, brute, rtol=0, atol=1e-8)
+    log_normal = dist.Normal(0.0, 1.0).log_prob(eps).sum(-1)
+    torch.testing.assert_close(flow.log_prob(x), log_normal - log_det, rtol=0, atol=1e-8)
+
+
+def test_latent_space_of_a_student_t():
+    flow = random_flow(model_of("gust"), base="student_t")
+    eps = torch.randn(50, 2, dtype=F64)
+    x, log_det = flow.latent_to_sites(eps)
+    line_base = flow._base().log_prob(eps)[:, 1]
+    log_base = dist.Normal(0.0, 1.0).log_prob(eps[:, 0]) + line_base  # the angle's stays normal
+    torch.testing.assert_close(flow.log_prob(x), log_base - log_det, rtol=0, atol=1e-8)
+
+
+def test_student_t_has_its_tail():
+    flow = FlowGenerator(model_of("line"), base="student_t")
+    df = 1 + math.log1p(math.exp(3.0))
+    x = torch.tensor([0.3, 30.0, -300.0], dtype=F64)
+    expected = torch.distributions.StudentT(df).log_prob(x)  # splines do nothing out there
+    torch.testing.assert_close(flow.log_prob({"x": x}), expected)
+    flow.log_prob({"x": x}).sum().backward()
+    assert flow.raw_df.grad.abs().item() > 0
+
+
+def test_start_sets_location_and_spread():
+    model = model_of("dose")
+    rows = model.sample_base(1000)
+    z, _ = model.unconstrain(rows)
+    flow = FlowGenerator(model, rows, scale=2.0)
+    torch.testing.assert_close(flow.loc, z.mean(0))
+    torch.testing.assert_close(flow.scale, 2 * z.std(0, correction=0))
+    with torch.no_grad():
+        draws, _ = model.unconstrain(flow.rsample_and_log_prob(4000)[0])  # the identity so far
+    assert ((draws.mean(0) - z.mean(0)).abs() < 3 * flow.scale / math.sqrt(4000)).all()
+    torch.testing.assert_close(draws.std(0), flow.scale, rtol=0.06, atol=0)
+
+
+def test_start_centres_angles_at_their_mean_direction():
+    model = model_of("gust")
+    rows = model.sample_base(1000)
+    angles = math.pi + 0.3 * torch.randn(1000, dtype=F64)  # on both sides of the seam
+    rows["direction"] = torch.atan2(angles.sin(), angles.cos())
+    assert rows["direction"].mean().abs() < 0.5  # where their plain mean is far off
+    flow = FlowGenerator(model, rows, scale=3.0)
+    assert torch.cos(flow.loc[0]).item() == pytest.approx(-1.0, abs=1e-3)
+    assert flow.scale[0] == 1.0  # a circle is not stretched
+    uniform = {**rows, "direction": torch.linspace(-3, 3, 1000, dtype=F64)}
+    log_q = flow.log_prob(rows) - flow.log_prob(uniform)
+    torch.testing.assert_close(log_q, torch.zeros_like(log_q))  # it starts uniform
+
+
+@torch.no_grad()
+def test_flow_density_has_no_seam():
+    model = model_of("gust")
+    flow = random_flow(model, strength=0.3, start=model.sample_base(100))
+    seam = [math.pi - 1e-9, -math.pi + 1e-9, -math.pi, math.pi, 3 * math.pi]
+    x = {"direction": torch.tensor(seam, dtype=F64), "speed": torch.full((5,), 2.0, dtype=F64)}
+    log_q = flow.log_prob(x)
+    torch.testing.assert_close(log_q, log_q[:1].expand(5), rtol=0, atol=1e-6)
+    # The flow's own seam lies opposite its mean direction, and is none either.
+    for angle in flow.loc[0] + torch.tensor([math.pi, -math.pi, 0.0]):
+        around = angle + torch.tensor([-1e-9, 0.0, 1e-9], dtype=F64)
+        log_q = flow.log_prob({"direction": around, "speed": x["speed"][:3]})
+        torch.testing.assert_close(log_q, log_q[:1].expand(3), rtol=0, atol=1e-6)
+
+
+def test_one_constant_coordinate_is_an_error():
+    model = model_of("plane")
+    rows = model.sample_base(50)
+    rows["x"][:, 1] = 3.0
+    with pytest.raises(GeneratorError) as caught:
+        FlowGenerator(model, rows)
+    text = str(caught.value)
+    for part in (
+        "coordinate 1 of 2",
+        "spread 0.0 over 50 rows",
+        "expected a positive",
+        "constant",
+    ):
+        assert part in text
+
+
+def test_unknown_base_is_an_error():
+    with pytest.raises(GeneratorError, match=r"base='cauchy'; expected 'normal' or 'student_t'"):
+        FlowGenerator(model_of("line"), base="cauchy")
+
+
+def test_start_of_one_row_is_an_error():
+    model = model_of("line")
+    with pytest.raises(GeneratorError, match="over 1 rows"):
+        FlowGenerator(model, model.sample_base(1))
+
+
+@pytest.mark.parametrize("program", ["line", "recipe"])
+def test_state_dict_round_trip(program):
+    model = model_of(program)
+    flow = random_flow(model, start=model.sample_base(100), base="student_t")
+    twin = FlowGenerator(model, **flow.settings)
+    twin.load_state_dict(flow.state_dict())
+    x = model.sample_base(20)
+    torch.testing.assert_close(twin.log_prob(x), flow.log_prob(x), rtol=0, atol=1e-12)
+
+
+def test_deepcopy_is_independent():
+    model = model_of("recipe")
+    flow = random_flow(model)
+    twin = copy.deepcopy(flow)
+    x, log_q = flow.rsample_and_log_prob(20)
+    torch.testing.assert_close(twin.log_prob(x), log_q, rtol=0, atol=1e-8)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.1)
+    torch.testing.assert_close(flow.log_prob(x), log_q, rtol=0, atol=1e-8)
+    assert (twin.log_prob(x) - log_q).abs().max() > 1e-3
+
+
+def test_flow_has_the_models_dtype():
+    assert next(FlowGenerator(EnergyModel(PROGRAMS["line"])).parameters()).dtype == torch.float32
+    flow = FlowGenerator(model_of("line"))  # a model without parameters has one too
+    assert {
+        tensor.dtype for tensor in flow.state_dict().values() if tensor.is_floating_point()
+    } == {F64}
+
+
+def test_flow_does_not_own_the_models_parameters():
+    model = EnergyModel(Bumpy())
+    flow = FlowGenerator(model)
+    assert {id(p) for p in flow.parameters()}.isdisjoint(id(p) for p in model.parameters())
+    assert not any("energy" in name for name in flow.state_dict())
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 8])
+def test_any_two_coordinates_meet(d):
+    """After training nothing is independent by construction: every output sees every input."""
+    flow = random_flow(EnergyModel(normals(d)), strength=0.5)
+
+    def latent(x):
+        for layer in flow.layers:
+            x, _ = layer(x)
+        return x[0]
+
+    x = torch.randn(30, 1, d, dtype=F64)
+    jacobian = vmap(jacrev(latent))(x)[:, :, 0]
+    assert (jacobian.abs().amax(0) > 0).all()
+
+
+# Tilt ------------------------------------------------------------------------------------------
+class Bumpy(nn.Module):
+    """A program with a network, an angle, a plate and an observed site."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self):
+        angle = pyro.sample("angle", dist.VonMises(0.0, 0.5))
+        with pyro.plate("trials", 2):
+            y = pyro.sample("y", dist.Normal(angle.cos(), 1.5))
+        pyro.sample("seen", dist.Normal(y.sum(), 1.0), obs=torch.tensor(0.3))
+        features = torch.cat([angle.sin().unsqueeze(-1), y], -1)
+        pyro.factor("bump", -self.energy(features).squeeze(-1))
+
+
+@pytest.fixture(scope="module")
+def tilted():
+    """A program, its own model, a flow, and the model of the tilted program."""
+    program = Bumpy()
+    base = EnergyModel(program).double()
+    flow = random_flow(base)
+    return program, base, flow, EnergyModel(tilt(program, flow)).double()
+
+
+def test_tilt_is_the_flow_times_the_energy(tilted):
+    _, base, flow, model = tilted
+    assert model.batching == "vmap"
+    x = base.sample_base(64)
+    expected = flow.log_prob(x) - base.energy(x)
+    torch.testing.assert_close(model.log_density(x), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model.log_base(x), base.log_base(x), rtol=0, atol=1e-10)
+    factor = model.terms(x)["tilt"]
+    torch.testing.assert_close(factor, flow.log_prob(x) - base.log_base(x), rtol=0, atol=1e-10)
+
+
+def test_tilt_trains_the_energy_and_not_the_flow(tilted):
+    program, _, flow, model = tilted
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {id(p) for p in trained} == {id(p) for p in program.parameters()}
+    gradient = torch.autograd.grad(model.log_density(model.sample_base(8)).sum(), trained)
+    assert all(g.abs().max() > 0 for g in gradient)
+    assert not any(parameter.requires_grad for parameter in flow.parameters())
+
+
+def test_tilt_at_an_energy_of_zero_is_the_flow_itself(tilted):
+    program, base, flow, model = tilted
+    last = copy.deepcopy(program.energy[-1].state_dict())
+    nn.init.zeros_(program.energy[-1].weight)
+    nn.init.zeros_(program.energy[-1].bias)
+    x, log_q = flow.rsample_and_log_prob(32)
+    seen = base.terms(x)["seen"]  # observed: part of the energy
+    torch.testing.assert_close(model.log_density(x) - seen, log_q, rtol=0, atol=1e-8)
+    program.energy[-1].load_state_dict(last)
+
+
+@torch.no_grad()
+def test_tilt_by_the_base_measure_itself_changes_nothing():
+    model = model_of("plane")
+    flow = FlowGenerator(model)
+    flow.loc.copy_(torch.tensor([1.0, -1.0]))  # exactly the base: the flow starts as the identity
+    tilted = EnergyModel(tilt(plane, flow)).double()
+    x = model.sample_base(32)
+    torch.testing.assert_close(tilted.energy(x), torch.zeros(32, dtype=F64), rtol=0, atol=1e-6)
+
+
+# Validation ------------------------------------------------------------------------------------
+def test_importing_the_library_leaves_validation_on():
+    script = """
+import pkgutil, importlib, torch, pyro, ebm_pp
+for module in pkgutil.iter_modules(ebm_pp.__path__):
+    importlib.import_module(f"ebm_pp.{module.name}")
+assert torch.distributions.Distribution._validate_args
+assert pyro.settings.get("validate_distributions_pyro")
+assert pyro.settings.get("validate_poutine") and pyro.settings.get("validate_infer")
+try:
+    pyro.distributions.Normal(0.0, -1.0)
+except ValueError:
+    print("validated")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "validated", done.stderr
+
+
+def test_validation_is_on_after_zuko_in_these_tests():
+    with pytest.raises(ValueError, match="scale"):
+        dist.Normal(0.0, -1.0)
