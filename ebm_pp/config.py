@@ -29,8 +29,6 @@ class FitConfig:
         generator_lr: the same for the generator.
         offset: "newton" solves the offset b exactly as it goes; "gradient" learns it like [F16].
         offset_lr: learning rate of b under "gradient".
-        weight_decay: AdamW's decoupled decay of the energy's matrices (not of single weights and
-            biases): raise it where the held-out log-likelihood peaks early.
         warm_start_steps: maximum-likelihood steps of the generator on the data before round 1.
         warm_start_lr: their learning rate.
         likelihood_weight: adds w(t) E_p[-log q] to reverse_kl, w falling linearly to 0.
@@ -58,17 +56,16 @@ class FitConfig:
     energy_steps: int = 50
     generator_steps: int = 10
     generator_steps_max: int = 20
-    ess_target: float = 0.9
-    energy_lr: float = 5e-3
+    ess_target: float = 0.93
+    energy_lr: float = 1e-2
     generator_lr: float = 1e-3
     offset: Literal["newton", "gradient"] = "newton"
     offset_lr: float = 1e-2
-    weight_decay: float = 0.0
     warm_start_steps: int = 500
     warm_start_lr: float = 2e-3
     likelihood_weight: float = 0.0
     clip: float = 5.0
-    average: float = 0.99
+    average: float = 0.998
     temper_ess: float = 0.5
     memory: int = 4
     patience: int = 20

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ebm_pp.pareto import psis
 
@@ -68,21 +69,29 @@ def bridge(
 ) -> float:
     """The offset b that minimises L_D: E_p[1 - D] = nu E_q[D] ([F16] section 3.1; Bennett 1976).
 
-    Convex in b: Newton's method from between the two samples' means, each step at most 2 nats so
-    that a saturated start can't throw it. Stops at a step below 1e-12 (double) or after 100.
+    Newton's method on log E_p[1 - D] - log nu E_q[D], which rises with b and keeps its digits
+    where every logit is saturated. A step out of the bracket is replaced by bisection, so no
+    start can throw it. Stops at a step below 1e-12 (double) or after 200.
     """
     data, draws = log_weights_data.detach().double(), log_weights_draws.detach().double()
     log_nu = math.log(nu)
-    b = ((data.median() + draws.median()) / 2).item()
-    for _ in range(100):
-        d_data, d_draws = torch.sigmoid(data - b - log_nu), torch.sigmoid(draws - b - log_nu)
-        slope = (1 - d_data).mean() - nu * d_draws.mean()
-        curvature = (d_data * (1 - d_data)).mean() + nu * (d_draws * (1 - d_draws)).mean()
-        step = (slope / curvature.clamp_min(1e-300)).clamp(-2, 2).item()
-        b -= step
+    log_share = log_nu + math.log(len(data)) - math.log(len(draws))
+    ends = torch.cat([data, draws]).clamp(-1e15, 1e15)  # a zero weight still has a bracket
+    low, high = ends.min().item() - abs(log_nu) - 1, ends.max().item() + abs(log_nu) + 1
+    c = (data.median() + draws.median()).item() / 2  # c = b + log nu
+    c = c if low < c < high else (low + high) / 2
+    for _ in range(200):
+        misses, alarms = logsigmoid(c - data), logsigmoid(draws - c)
+        gap = (misses.logsumexp(0) - alarms.logsumexp(0)).item() - log_share
+        slope = misses.softmax(0) @ torch.sigmoid(data - c)
+        slope = slope + alarms.softmax(0) @ torch.sigmoid(c - draws)
+        low, high = (c, high) if gap < 0 else (low, c)
+        step = gap / slope.clamp_min(1e-300).item()
+        step = step if low <= c - step <= high else c - (low + high) / 2
+        c -= step
         if not abs(step) > 1e-12:
             break
-    return b
+    return c - log_nu
 
 
 def sandwich(
