@@ -29,6 +29,7 @@ from ebm_pp.circle import wrap
 
 LOG_SCALE_BOUND = 2.5  # S: one affine layer scales by at most e^2.5, about 12
 SMALLEST_BIN = 1e-3  # of the box, so that no piece of a spline degenerates
+RAW_BOUND = 5.0  # keeps bins and slopes within e^5 of each other: invertible in float32
 UNIT_SLOPE = math.log(math.e - 1)  # softplus(UNIT_SLOPE) = 1: the identity at raw = 0
 
 
@@ -48,6 +49,7 @@ def rational_quadratic(
         (y, log dy/dx), each of the shape of x.
     """
     bins = (raw.shape[-1] + 1) // 3
+    raw = raw / (1 + raw.abs() / RAW_BOUND)
     fractions = raw[..., : 2 * bins].unflatten(-1, (2, bins)).softmax(-1)
     sizes = 2 * bound * (SMALLEST_BIN + (1 - bins * SMALLEST_BIN) * fractions)
     left = sizes.cumsum(-1) - sizes - bound  # left and lower edges of the bins

@@ -242,13 +242,7 @@ def start(
     energy = None
     if data is not None:
         parameters = [p for p in model.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.dim() < 2]},
-            {
-                "params": [p for p in parameters if p.dim() > 1],
-                "weight_decay": config.weight_decay,
-            },
-        ]
+        groups: list[dict[str, Any]] = [{"params": parameters}]
         if config.offset == "gradient":
             offset.requires_grad_(True)
             groups.append({"params": [offset], "lr": config.offset_lr})
@@ -272,7 +266,7 @@ def start(
 
 
 def _player(name: str, groups: list[dict[str, Any]], lr: float, steps: int, clip: float) -> Player:
-    optimiser = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, fused=True)
+    optimiser = torch.optim.Adam(groups, lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     parameters = [p for group in groups for p in group["params"]]
     return Player(name, parameters, optimiser, schedule, clip)

@@ -29,7 +29,6 @@ def run(settings: Settings, seed: int) -> list[Row]:
     config = FitConfig(
         objective="importance",
         batch=2048,
-        energy_lr=1e-2,
         pool=settings.rows,
         rounds=40,
         seed=seed,
