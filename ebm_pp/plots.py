@@ -110,7 +110,8 @@ def plot_energy_on_circle(fit: Fit, data: Sites, site: str, rows: int = 6) -> Fi
         angles = [name for name, known in fit.model.sites.items() if known.circular]
         raise ValueError(f"site {site!r} is no angle of this program; its angles: {angles}.")
     n = 361
-    angle = torch.linspace(-math.pi, math.pi, n).to(data[site])
+    around = np.linspace(-math.pi, math.pi, n)
+    angle = torch.from_numpy(around).to(data[site])
     chosen = np.linspace(0, len(data[site]) - 1, rows).round().astype(int)
     figure = plt.figure(figsize=(10, 4.2), layout="constrained")
     line_ax = figure.add_subplot(1, 2, 1)
@@ -122,8 +123,8 @@ def plot_energy_on_circle(fit: Fit, data: Sites, site: str, rows: int = 6) -> Fi
         x[site] = angle
         with torch.no_grad():
             energy = fit.model.energy(x).cpu().numpy()
-        line_ax.plot(np.degrees(angle), energy - energy.min(), color=colour, lw=1.4)
-        polar_ax.plot(angle, energy - energy.min(), color=colour, lw=1.2)
+        line_ax.plot(np.degrees(around), energy - energy.min(), color=colour, lw=1.4)
+        polar_ax.plot(around, energy - energy.min(), color=colour, lw=1.2)
     line_ax.set(xlabel=f"{site} (degrees)", ylabel="energy above its minimum (nats)")
     line_ax.set_xticks([-180, -90, 0, 90, 180])
     line_ax.set_title("both ends agree: no seam", fontsize=10)

@@ -1,0 +1,127 @@
+"""The command line as its user types it, and the pictures it leaves."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ebm_pp import EnergyModel, cli, fit
+from ebm_pp.config import FitConfig
+from ebm_pp.errors import DataError, ProgramError
+from ebm_pp.plots import plot_energy_on_circle, plot_pairs, plot_training
+
+PROGRAM = """
+import torch, pyro, pyro.distributions as dist
+from torch import nn
+from ebm_pp import Circle
+
+class Compass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(2))
+
+    def forward(self):
+        angle = pyro.sample("angle", Circle())
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("pull", self.weights[0] * angle.cos() + self.weights[1] * x.sum(-1))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "compass.py").write_text(PROGRAM)
+    random = np.random.default_rng(0)
+    x = random.normal(0.3, 1, (600, 2))
+    table = pd.DataFrame({"angle": random.vonmises(0, 1, 600), "x[0]": x[:, 0], "x[1]": x[:, 1]})
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    table.to_parquet(tmp_path / "rows.parquet")
+    np.savez(tmp_path / "rows.npz", angle=table["angle"], x=x)
+    return tmp_path
+
+
+@pytest.fixture
+def program(folder):
+    return cli.find_program(f"{folder / 'compass.py'}:Compass")
+
+
+def test_fit_then_diagnose(folder, capsys):
+    out = folder / "run"
+    spec = f"{folder / 'compass.py'}:Compass"
+    common = ["--data", str(folder / "rows.csv"), "--out", str(out), "--quiet"]
+    code = cli.main(["fit", spec, *common, "--rounds", "3", "--batch", "128"])
+    printed = capsys.readouterr().out
+    assert code in (0, 1)
+    assert "Pareto k-hat" in printed
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"fit.pt", "draws.nc", "held_out.npz", "run.json", "report.txt"}
+    assert names >= {"training.png", "weights.png", "pairs.png", "energy_angle.png"}
+    assert json.loads((out / "run.json").read_text())["program"] == spec
+    assert cli.main(["diagnose", str(out)]) == code
+    again = capsys.readouterr().out
+    assert again.splitlines()[2:] == printed.splitlines()[2:]  # the same report, to the digit
+
+
+def test_formats_agree(folder, program):
+    model = EnergyModel(program)
+    read = [cli.read_rows(folder / f"rows.{kind}", model) for kind in ("csv", "parquet", "npz")]
+    for rows in read:
+        assert rows["x"].shape == (600, 2)
+        for name in ("x", "angle"):
+            np.testing.assert_allclose(rows[name], read[0][name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["fit", "no_such:Thing", "--data", "rows.csv"], "not found"),
+        (["fit", "compass.py:Nothing", "--data", "rows.csv"], "not found"),
+        (["fit", "compass.py:Compass", "--data", "missing.csv"], "no such file"),
+        (["fit", "compass.py:Compass", "--data", "compass.py"], "expected .csv"),
+        (["diagnose", "."], "no such file"),
+    ],
+)
+def test_bad_input_is_told_and_exits_with_two(folder, monkeypatch, capsys, arguments, text):
+    monkeypatch.chdir(folder)
+    more = ["--out", "run"] if arguments[0] == "fit" else []
+    assert cli.main([*arguments, *more]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_missing_column_is_named(folder, program):
+    model = EnergyModel(program)
+    (folder / "bad.csv").write_text("angle,x[0]\n0.1,0.2\n")
+    with pytest.raises(DataError, match=r"site 'x': no column.*bad\.csv"):
+        cli.read_rows(folder / "bad.csv", model)
+    with pytest.raises(ProgramError, match="Name it as"):
+        cli.find_program("models.planar")
+
+
+def test_pictures_show_what_they_say(folder, program):
+    model = EnergyModel(program)
+    data = model.check(cli.read_rows(folder / "rows.npz", model))
+    config = FitConfig(rounds=2, pool=1024, batch=128, warm_start_steps=20, progress=False)
+    result = fit(model, data, config=config)
+    training = plot_training(result)
+    assert len(training.axes) == 6
+    pairs = plot_pairs(model, data, model.sample_base(500))
+    assert len(pairs.axes) == 9  # angle, x[0], x[1]
+    assert sum(ax.name == "polar" for ax in pairs.axes) == 1
+    circle = plot_energy_on_circle(result, data, "angle")
+    for line in circle.axes[0].lines:  # periodic, end to end
+        y = np.asarray(line.get_ydata())
+        assert y[0] == pytest.approx(y[-1], abs=1e-4)
+        assert math.isclose(y.min(), 0.0)
+    with pytest.raises(ValueError, match="is no angle"):
+        plot_energy_on_circle(result, data, "x")
+
+
+def test_version_is_the_packages():
+    from importlib.metadata import version
+
+    import ebm_pp
+
+    assert ebm_pp.__version__ == version("ebm-pp")
+    assert torch.is_tensor(ebm_pp.Circle().sample())
