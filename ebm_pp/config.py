@@ -48,7 +48,7 @@ class FitConfig:
 
     objective: Objective = "discriminator"
     generator_loss: GeneratorLoss = "weighted_forward_kl"
-    rounds: int = 60
+    rounds: int = 50
     pool: int = 8192
     batch: int = 512
     nu: float = 4.0
