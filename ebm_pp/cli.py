@@ -14,6 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ebm_pp.checkpoint import load, save
 from ebm_pp.config import FitConfig
@@ -70,7 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_run(
-    result: Fit, data: Sites, held_out: Sites, out: Path, *, spec: str = "", seed: int = 0
+    result: Fit,
+    held_out: Sites,
+    out: Path,
+    *,
+    groups: Int[Tensor, " rows"] | None = None,
+    spec: str = "",
+    seed: int = 0,
 ) -> Report:
     """Diagnoses a fit on held-out rows and writes everything a reader needs into a folder.
 
@@ -82,11 +90,13 @@ def write_run(
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in held_out.items()}
     np.savez_compressed(out / "held_out.npz", **arrays)
     (out / "run.json").write_text(json.dumps({"program": spec, "seed": seed}) + "\n")
-    return _write_diagnosis(result, held_out, out, seed)
+    return _write_diagnosis(result, held_out, out, seed, groups)
 
 
-def _write_diagnosis(result: Fit, held_out: Sites, out: Path, seed: int) -> Report:
-    report = diagnose(result, held_out, seed=seed)
+def _write_diagnosis(
+    result: Fit, held_out: Sites, out: Path, seed: int, groups: Int[Tensor, " rows"] | None = None
+) -> Report:
+    report = diagnose(result, held_out, groups=groups, seed=seed)
     (out / "report.txt").write_text(f"{result.status.value} {result.detail}\n\n{report}\n")
     tree = to_datatree(result, data=held_out, seed=seed)
     tree.to_netcdf(out / "draws.nc", engine="h5netcdf")
@@ -124,7 +134,7 @@ def _fit(options: argparse.Namespace) -> Report:
     config = FitConfig(seed=options.seed, progress=progress, **chosen)
     result = fit(model, data, config=config, held_out=held_out)
     print(f"{result.status.value} {result.detail}\n")
-    return write_run(result, data, held_out, options.out, spec=options.program, seed=options.seed)
+    return write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
 
 
 def _diagnose(options: argparse.Namespace) -> Report:

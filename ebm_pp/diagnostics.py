@@ -22,6 +22,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from jaxtyping import Int
+from torch import Tensor
+
 from ebm_pp.density import Sites
 from ebm_pp.evidence import AtData, Diagnosable, Evidence, measure
 from ebm_pp.moments import Gap, family_threshold, moment_gaps
@@ -116,7 +119,12 @@ class Report:
 
 
 def diagnose(
-    fit: Diagnosable, data: Sites | None, n: int = 4000, *, seed: int | None = 0
+    fit: Diagnosable,
+    data: Sites | None,
+    n: int = 4000,
+    *,
+    groups: Int[Tensor, " rows"] | None = None,
+    seed: int | None = 0,
 ) -> Report:
     """Draws from the generator and says what the draws, log Z and the fit are worth.
 
@@ -125,13 +133,15 @@ def diagnose(
         data: rows, best held out from training. None for a given density: then a mode that the
             generator misses is seen only if draws of the base measure happen on it.
         n: draws of the generator.
+        groups: a label per row of data. Rows of one label go together (hours of a day, shots of a
+            run); then only groups count as independent in the standard errors.
         seed: of these draws; the global random stream is left alone.
 
     Returns:
         A report with every number, its threshold, and a verdict that names the cause.
 
     Raises:
-        DataError: the data do not fit the program.
+        DataError: the data do not fit the program, or groups are not one label a row.
         ProgramError: the density or log q of a draw is not a number.
         GeneratorError: no draw of the generator has any weight.
 
@@ -139,7 +149,7 @@ def diagnose(
     (bounds on log Z).
     """
     with seeded(seed):
-        found = measure(fit, data, n, CHAINS)
+        found = measure(fit, data, n, CHAINS, groups)
     problems = _problems(found)
     where, verdict = _explain(problems, found)
     return Report(_rows(found, problems), verdict, problems, where, found)

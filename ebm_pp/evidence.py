@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.moments import Gap, compare_moments, site_statistics
+from ebm_pp.errors import DataError
+from ebm_pp.moments import Gap, compare_moments, mean_squared_error, site_statistics
 from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import Estimate, log_partition_from_weights, sandwich
 from ebm_pp.reach import DataSide, Leak, Spread, behind_barrier, data_side, leaked_mass, widest
@@ -89,7 +90,13 @@ class Evidence:
 
 
 @torch.no_grad()
-def measure(fit: Diagnosable, data: Sites | None, n: int, chains: int) -> Evidence:
+def measure(
+    fit: Diagnosable,
+    data: Sites | None,
+    n: int,
+    chains: int,
+    groups: Int[Tensor, " rows"] | None = None,
+) -> Evidence:
     """Every measurement, from `n` draws of q; uses the random stream as it stands.
 
     Raises:
@@ -99,6 +106,8 @@ def measure(fit: Diagnosable, data: Sites | None, n: int, chains: int) -> Eviden
     """
     model = fit.model
     rows = None if data is None else model.check(data)
+    if rows is not None and groups is not None:
+        _require_labels(groups, len(next(iter(rows.values()))))
     x, log_density, log_q = propose(fit, n)
     log_weights = log_density - log_q
     log_z = log_partition_from_weights(log_weights)
@@ -107,7 +116,9 @@ def measure(fit: Diagnosable, data: Sites | None, n: int, chains: int) -> Eviden
     z_walk, _ = model.unconstrain({k: v.flatten(0, 1) for k, v in walked.values.items()})
     ess, rhat = _mixing(model, walked, z_walk)
     z_data = z_walk if rows is None else model.unconstrain(rows)[0]
-    at_data = None if rows is None else _at_data(fit, rows, z_data, x, z, log_weights, log_z)
+    at_data = (
+        None if rows is None else _at_data(fit, rows, z_data, x, z, log_weights, log_z, groups)
+    )
     leak, z_base = _leak(fit, n, log_weights, log_z.value) if model.proper else (None, z[:0])
     outside = z_base if at_data is None else z_data[at_data.side.beyond]
     some = outside[torch.randperm(len(outside))[:ROWS_TRIED]]
@@ -155,6 +166,7 @@ def _at_data(
     z_draws: Float[Tensor, "n d"],
     log_weights: Float[Tensor, " n"],
     log_z: Estimate,
+    groups: Int[Tensor, " m"] | None,
 ) -> AtData:
     terms, terms_draws = _terms(fit.model, rows), _terms(fit.model, draws)
     log_density = torch.stack(list(terms.values())).sum(0)
@@ -167,12 +179,12 @@ def _at_data(
         }
         for z, found in ((z_rows, terms), (z_draws, terms_draws))
     )
-    m, n = len(log_q), len(log_weights)
+    n = len(log_weights)
     learned = fit.n_train > 0
     accuracy = (at_rows > fit.offset).double().mean() + (log_weights < fit.offset).double().mean()
     return AtData(
         side=data_side(at_rows, log_weights, log_z.value),
-        gaps=compare_moments(statistics, statistics_draws, log_weights, fit.n_train),
+        gaps=compare_moments(statistics, statistics_draws, log_weights, fit.n_train, groups),
         offset_gap=fit.offset - log_z.value if learned else math.nan,
         offset_error=math.hypot(log_z.standard_error, *(n**-0.5, fit.n_train**-0.5))
         if learned
@@ -180,10 +192,20 @@ def _at_data(
         accuracy=accuracy.item() / 2 if learned else math.nan,
         log_likelihood=log_density.double().mean().item() - log_z.value,
         log_likelihood_error=math.hypot(
-            log_density.double().std().item() / math.sqrt(m), log_z.standard_error
+            mean_squared_error(log_density.double()[None], groups).sqrt().item(),
+            log_z.standard_error,
         ),
         gain=at_rows.double().mean().item() - log_z.value,
     )
+
+
+def _require_labels(groups: Tensor, rows: int) -> None:
+    if len(groups) != rows or len(groups.unique()) < 2:
+        raise DataError(
+            f"groups has {len(groups)} labels, {len(groups.unique())} of them different; expected "
+            f"one per row ({rows}), two different ones at least.\n"
+            "  Most likely labels of other rows: take them from the same split as the data."
+        )
 
 
 def _terms(model: EnergyModel, x: Sites) -> dict[str, Float[Tensor, " n"]]:

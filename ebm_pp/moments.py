@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel
@@ -41,6 +41,7 @@ def compare_moments(
     draws: dict[str, Float[Tensor, " m"]],
     log_weights: Float[Tensor, " m"],
     n_train: int = 0,
+    groups: Int[Tensor, " n"] | None = None,
 ) -> dict[str, Gap]:
     """The gap of every statistic; see the module.
 
@@ -49,6 +50,7 @@ def compare_moments(
         draws: the same statistics at draws of q.
         log_weights: log p~ - log q of the draws.
         n_train: rows the model was fitted to; 0 if it was not fitted.
+        groups: a label per row of data; rows of one label (hours of a day) may go together.
 
     Returns:
         A gap per statistic; positive where the data's mean is the higher. A statistic that is the
@@ -64,7 +66,8 @@ def compare_moments(
     importance = ((at_draws - mean[:, None]) * weights).square().sum(-1)
     variance = at_data.var(-1)
     n_data = at_data.shape[-1]
-    sampling = variance / n_data + (variance / n_train if n_train else 0.0)
+    squared_error = mean_squared_error(at_data, groups)
+    sampling = squared_error * (1 + n_data / n_train if n_train else 1.0)
     difference = at_data.mean(-1) - mean
     # Rounding of a sum of constants is no difference.
     scale = at_data.abs().mean(-1) + mean.abs()
@@ -72,6 +75,23 @@ def compare_moments(
     z = _ratio(difference, (sampling + importance).sqrt())
     size = _ratio(difference, variance.sqrt())
     return {name: Gap(z[i].item(), size[i].item()) for i, name in enumerate(data)}
+
+
+def mean_squared_error(
+    rows: Float[Tensor, "k n"], groups: Int[Tensor, " n"] | None = None
+) -> Float[Tensor, " k"]:
+    """The squared standard error of each mean over rows: var / n if the rows are independent.
+
+    With groups only these are independent: sum_g (sum_{i in g} (s_i - mean))^2 / n^2, times
+    G / (G - 1) for G groups (the linearised ratio estimate; Cochran 1977, section 9.6).
+    """
+    n = rows.shape[-1]
+    if groups is None:
+        return rows.var(-1) / n
+    labels, group = groups.unique(return_inverse=True)
+    centred = rows - rows.mean(-1, keepdim=True)
+    sums = centred.new_zeros(len(rows), len(labels)).index_add(-1, group, centred)
+    return sums.square().sum(-1) / n**2 * (len(labels) / (len(labels) - 1))
 
 
 def moment_gaps(

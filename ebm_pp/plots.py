@@ -75,6 +75,7 @@ def plot_pairs(
             if i == j and _is_angle(model, row):
                 ax = figure.add_subplot(grid[i, j], projection="polar")
                 _rose(ax, left[row], right[row])
+                ax.set_title(row, fontsize=10)
                 continue
             ax = figure.add_subplot(grid[i, j])
             if i == j:
@@ -88,6 +89,8 @@ def plot_pairs(
             ax.tick_params(labelsize=7)
             if i == d - 1:
                 ax.set_xlabel(column)
+            if i == j:
+                ax.set_title(row, fontsize=10)
             if j == 0:
                 ax.set_ylabel(row if i != j else "density")
     figure.suptitle("data (blue, below the diagonal) beside draws (orange, above)", fontsize=11)

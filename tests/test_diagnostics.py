@@ -10,7 +10,7 @@ from ebm_pp import diagnostics
 from ebm_pp.density import EnergyModel
 from ebm_pp.diagnostics import diagnose, moment_gaps
 from ebm_pp.errors import DataError
-from ebm_pp.moments import compare_moments, family_threshold
+from ebm_pp.moments import compare_moments, family_threshold, mean_squared_error
 from ebm_pp.reach import behind_barrier, data_side
 
 PAIR = mixture([-3.0, 3.0])
@@ -255,3 +255,28 @@ class TestMoments:
 def test_psis_and_chains_are_offered_here():
     assert diagnostics.psis(torch.zeros(100))[1] == -math.inf
     assert diagnostics.threshold(4000) == 0.7
+
+
+def test_rows_that_go_together_count_once():
+    # Every row four times: the error of a mean is that of a quarter of the rows, twice as large.
+    law = normal(0.0, 1.0)
+    fit = exact(law, None, n_train=1000)
+    x = rows(law, 1000, 3)["x"]
+    copies = {"x": x.repeat(4, 1)}
+    groups = torch.arange(1000).repeat(4)
+    once, grouped = diagnose(fit, {"x": x}), diagnose(fit, copies, groups=groups)
+    blind = diagnose(fit, copies)
+    for name, gap in once.evidence.data.gaps.items():
+        assert grouped.evidence.data.gaps[name].size == pytest.approx(gap.size, rel=2e-3, abs=1e-4)
+    error = [r.evidence.data.log_likelihood_error for r in (once, grouped, blind)]
+    assert error[1] == pytest.approx(error[0], rel=2e-3)
+    assert error[2] == pytest.approx(error[0] / 2, rel=2e-3)
+    with pytest.raises(DataError, match="one per row"):
+        diagnose(fit, copies, groups=groups[:10])
+
+
+def test_groups_of_one_row_are_independent_rows():
+    values = torch.randn(3, 500, dtype=torch.float64)
+    plain = mean_squared_error(values)
+    torch.testing.assert_close(mean_squared_error(values, torch.arange(500)), plain)
+    torch.testing.assert_close(plain, values.var(-1) / 500)
