@@ -33,8 +33,8 @@ class FitConfig:
         warm_start_lr: their learning rate.
         likelihood_weight: adds w(t) E_p[-log q] to reverse_kl, w falling linearly to 0.
         clip: largest gradient norm of a step, of either player.
-        average: decay a step of the moving average of the energy's parameters that is evaluated
-            and returned.
+        average: memory of the moving average of the energy's parameters that is evaluated and
+            returned, as a share of the run's energy steps; 0 means the last step's parameters.
         temper_ess: with a given density, a round moves the annealed target on as far as this ESS
             fraction of the pool allows.
         memory: with a given density, this many past pools stay in the generator's maximum
@@ -65,7 +65,7 @@ class FitConfig:
     warm_start_lr: float = 2e-3
     likelihood_weight: float = 0.0
     clip: float = 5.0
-    average: float = 0.998
+    average: float = 0.2
     temper_ess: float = 0.5
     memory: int = 4
     patience: int = 20

@@ -49,7 +49,7 @@ def rational_quadratic(
         (y, log dy/dx), each of the shape of x.
     """
     bins = (raw.shape[-1] + 1) // 3
-    raw = raw / (1 + raw.abs() / RAW_BOUND)
+    raw = raw * torch.rsqrt(1 + (raw / RAW_BOUND).square())
     fractions = raw[..., : 2 * bins].unflatten(-1, (2, bins)).softmax(-1)
     sizes = 2 * bound * (SMALLEST_BIN + (1 - bins * SMALLEST_BIN) * fractions)
     left = sizes.cumsum(-1) - sizes - bound  # left and lower edges of the bins

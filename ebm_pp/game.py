@@ -114,6 +114,7 @@ def energy_steps(game: Game, pool: Pool) -> dict[str, float]:
     n_batch = min(config.batch, pool.n_data)
     mean: list[Tensor] = list(game.averaged.parameters())
     present = [p.detach() for p in game.model.parameters()]
+    memory = max(config.average * config.rounds * config.energy_steps, 1.0)  # steps
     total = correct = 0.0
     for _ in range(config.energy_steps):
         i = torch.randint(pool.n_data, (n_batch,))
@@ -130,7 +131,7 @@ def energy_steps(game: Game, pool: Pool) -> dict[str, float]:
             ).item()
             if config.offset == "newton":
                 offset -= _newton_step(logit_data, logit_draws, config)
-            torch._foreach_lerp_(mean, present, 1 - config.average)
+            torch._foreach_lerp_(mean, present, 1 / memory)
     steps = config.energy_steps
     return {"loss": total / steps, "accuracy": correct / (2 * steps)}
 
@@ -238,7 +239,7 @@ def start(
             start = model.sample_base(config.pool)
         generator = FlowGenerator(model, start)
     _check_generator(model, generator, config, data is not None)
-    offset = torch.zeros(())
+    offset = torch.zeros((), dtype=model.dtype, device=model.device)
     energy = None
     if data is not None:
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -12,7 +12,9 @@ from models.planar import moons
 class Moons(nn.Module):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 1))
+        self.net = nn.Sequential(
+            nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 1)
+        )
 
     def forward(self):
         x = pyro.sample("x", dist.Normal(torch.zeros(2), 2.5).to_event(1))  # base measure

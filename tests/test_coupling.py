@@ -135,7 +135,7 @@ def test_far_points_and_wild_parameters_stay_finite(bins):
 
 # Splines on their own --------------------------------------------------------------------------
 def bounded(raw):
-    return raw / (1 + raw.abs() / RAW_BOUND)
+    return raw / (1 + (raw / RAW_BOUND) ** 2) ** 0.5
 
 
 def raw_spline(bins, periodic, strength=1.0):
