@@ -257,7 +257,13 @@ def start(
     )
     if trainable:
         if data is not None:
-            _warm_start(generator, trainable, data, held_out, config)
+            try:
+                _warm_start(generator, trainable, data, held_out, config)
+            except FloatingPointError as error:
+                raise GeneratorError(
+                    f"{type(generator).__name__} can't score the data: {error}.\n  Most likely it "
+                    "has no density at some rows; make it from the data's location and scale."
+                ) from error
         steps = config.rounds * config.generator_steps_max
         proposal = _player(
             "generator", [{"params": trainable}], config.generator_lr, steps, config.clip

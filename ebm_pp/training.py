@@ -179,7 +179,7 @@ def _next_steps(steps: int, info: dict[str, Any], config: FitConfig) -> int:
 
 
 def _verdict(info: dict[str, Any], config: FitConfig) -> Status:
-    if info["beta"] < 1:
+    if info["beta"] < 1 and config.generator_loss == "weighted_forward_kl":
         return Status.TEMPERING
     return Status.FINISHED if _healthy(info, config) else Status.LAGGING
 
