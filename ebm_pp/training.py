@@ -52,7 +52,7 @@ class Status(enum.Enum):
     INTERRUPTED = "Interrupted; the best parameters so far were kept."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """A fitted model.
 
@@ -75,6 +75,14 @@ class Fit:
     offset: float
     n_train: int = 0
     detail: str = ""
+
+    def __repr__(self) -> str:
+        lines = [f"{self.status.value} {self.detail}".strip()]
+        if self.history:
+            last = self.history[-1]
+            numbers = ", ".join(f"{name} {value}" for name, value in _postfix(last).items())
+            lines.append(f"Round {last['round'] + 1} of {self.config.rounds}: {numbers}.")
+        return "\n".join([*lines, "Next: diagnose(fit, held_out_rows)."])
 
 
 def fit(

@@ -122,6 +122,15 @@ def test_same_seed_same_fit_and_the_global_stream_is_left_alone():
             assert value == two.history[-1][key] or math.isnan(value), key
 
 
+def test_a_fit_prints_as_sentences():
+    result, _, _ = gaussian_fit(short(rounds=2))
+    status, numbers, hint = repr(result).splitlines()
+    assert status == result.status.value
+    assert numbers.startswith("Round 2 of 2: ESS/n 0.")
+    assert "b - log Z" in numbers
+    assert "diagnose" in hint
+
+
 def test_j_follows_the_diagnosis():
     lagging, _, _ = gaussian_fit(short(rounds=4, ess_target=1.1, generator_steps=3))
     assert [info["generator_steps"] for info in lagging.history] == [6, 12, 20, 20]
