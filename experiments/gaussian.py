@@ -32,7 +32,7 @@ def run(settings: Settings, d: int) -> Row:
     torch.manual_seed(settings.seed)
     model = EnergyModel(gaussian.Gaussian(d))
     config = FitConfig(
-        objective="importance", batch=2048, pool=16_384, nu=1.0,
+        objective="importance", pool=16_384, nu=1.0,
         base_share=0.1, rounds=60, seed=settings.seed,
     )  # fmt: skip
     start = time.process_time()

@@ -28,7 +28,6 @@ def run(settings: Settings, seed: int) -> list[Row]:
     model = EnergyModel(recipe.Recipe())
     config = FitConfig(
         objective="importance",
-        batch=2048,
         pool=settings.rows,
         rounds=40,
         seed=seed,
