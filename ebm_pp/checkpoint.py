@@ -30,6 +30,7 @@ def save(fit: Fit, path: str | Path) -> None:
     content = {
         "ebm_pp": FORMAT,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "pyro-ppl")},
+        "dtype": str(fit.model.dtype).removeprefix("torch."),
         "model": fit.model.state_dict(),
         "generator": generator.state_dict() if isinstance(generator, nn.Module) else {},
         "flow": generator.settings if isinstance(generator, FlowGenerator) else None,
@@ -38,6 +39,7 @@ def save(fit: Fit, path: str | Path) -> None:
         "config": dataclasses.asdict(fit.config),
         "offset": fit.offset,
         "n_train": fit.n_train,
+        "best_round": fit.best_round,
         "detail": fit.detail,
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ def load(
         CheckpointError: the file is none of ours, or its parameters don't fit the program.
     """
     content = _read(Path(path))
-    model = EnergyModel(program, *args, **kwargs)
+    model = EnergyModel(program, *args, **kwargs).to(getattr(torch, content["dtype"]))
     if generator is None and content["flow"] is None:
         raise CheckpointError(
             f"{path}: the generator was an object of your own.\n"
@@ -89,6 +91,7 @@ def load(
         FitConfig(**content["config"]),
         content["offset"],
         content["n_train"],
+        content["best_round"],
         content["detail"],
     )
 
@@ -97,7 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a fit that `save` wrote.")
     try:
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise CheckpointError(
             f"{path}: not a saved fit ({error}).\n  Pass a file that `save` wrote."

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ebm_pp.config import FitConfig
 from ebm_pp.datatree import to_datatree
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
-from ebm_pp.errors import CheckpointError, DataError, ProgramError
+from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
 from ebm_pp.plots import plot_energy_on_circle, plot_pairs, plot_training, plot_weights
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.sampling import importance_sample, resample
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     mpl.use("agg")
     try:
         report = _fit(options) if options.command == "fit" else _diagnose(options)
-    except (ProgramError, DataError, CheckpointError) as error:
+    except (ProgramError, DataError, GeneratorError, CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     print(report)
@@ -90,6 +91,8 @@ def write_run(
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in held_out.items()}
     np.savez_compressed(out / "held_out.npz", **arrays)
     (out / "run.json").write_text(json.dumps({"program": spec, "seed": seed}) + "\n")
+    if groups is not None:
+        np.save(out / "groups.npy", groups.cpu().numpy())
     return _write_diagnosis(result, held_out, out, seed, groups)
 
 
@@ -119,6 +122,7 @@ def _write_diagnosis(
 
 
 def _fit(options: argparse.Namespace) -> Report:
+    torch.manual_seed(options.seed)  # of the networks' initial weights
     model = EnergyModel(find_program(options.program))
     data = model.check(read_rows(options.data, model))
     if options.held_out is None:
@@ -146,7 +150,9 @@ def _diagnose(options: argparse.Namespace) -> Report:
     file = options.data or options.out / "held_out.npz"
     held_out = result.model.check(read_rows(file, result.model))
     print(f"{result.status.value} {result.detail}\n")
-    return _write_diagnosis(result, held_out, options.out, settings["seed"])
+    saved = options.out / "groups.npy"
+    groups = torch.from_numpy(np.load(saved)) if saved.exists() and not options.data else None
+    return _write_diagnosis(result, held_out, options.out, settings["seed"], groups)
 
 
 def find_program(spec: str) -> Callable[..., Any]:
@@ -182,11 +188,18 @@ def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     if path.suffix == ".npz":
-        return dict(np.load(path))
+        try:
+            arrays = np.load(path)
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: not an npz file ({error}).") from error
+        return {name: arrays[name] for name in arrays if name in model.sites}
     readers = {".csv": pd.read_csv, ".gz": pd.read_csv, ".parquet": pd.read_parquet}
     if path.suffix not in readers:
         raise DataError(f"{path}: expected .csv, .csv.gz, .parquet or .npz, got {path.suffix!r}.")
-    table = readers[path.suffix](path)
+    try:
+        table = readers[path.suffix](path)
+    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise DataError(f"{path}: not a table ({error}).") from error
     rows: dict[str, Any] = {}
     for name, site in model.sites.items():
         vector = [f"{name}[{i}]" for i in range(int(np.prod(site.shape)))]

@@ -1,10 +1,22 @@
 """How to fit: one frozen record, its defaults set by measurement."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Objective = Literal["discriminator", "importance", "normalised"]
 GeneratorLoss = Literal["weighted_forward_kl", "reverse_kl", "score_function", "jensen"]
+Offset = Literal["newton", "gradient"]
+
+MANY = 10**12
+RANGES = [  # field, smallest, largest
+    *((name, 1, MANY) for name in ("rounds", "pool", "batch", "energy_steps", "memory")),
+    *((name, 1, MANY) for name in ("diagnose_every", "patience")),
+    *((name, 0, MANY) for name in ("generator_steps", "generator_steps_max", "warm_start_steps")),
+    *((name, 0.0, 1e6) for name in ("energy_lr", "generator_lr", "offset_lr", "warm_start_lr")),
+    *((name, 0.0, 1.0) for name in ("average", "temper_ess")),
+    ("nu", 1e-3, 1e6),
+    ("base_share", 0.0, 0.99),
+]
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class FitConfig:
             fraction of the pool allows.
         memory: with a given density, this many past pools stay in the generator's maximum
             likelihood.
-        patience: rounds without a better held-out log-likelihood (by a standard error), with a
-            healthy generator, after which the run ends.
+        patience: rounds without a better held-out log-likelihood, with a healthy generator, after
+            which the run ends.
         diagnose_every: rounds between diagnoses.
         seed: of all randomness; the global random stream is left alone.
         progress: show a progress bar.
@@ -59,19 +71,33 @@ class FitConfig:
     ess_target: float = 0.93
     energy_lr: float = 1e-2
     generator_lr: float = 1e-3
-    offset: Literal["newton", "gradient"] = "newton"
+    offset: Offset = "newton"
     offset_lr: float = 1e-2
     warm_start_steps: int = 500
     warm_start_lr: float = 2e-3
     likelihood_weight: float = 0.0
     clip: float = 5.0
-    average: float = 0.2
+    average: float = 0.1
     temper_ess: float = 0.5
     memory: int = 4
     patience: int = 20
     diagnose_every: int = 1
     seed: int = 0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Every choice is one of the known, every number in its range; ValueError if not."""
+        choices = {"objective": Objective, "generator_loss": GeneratorLoss, "offset": Offset}
+        for name, known in choices.items():
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f"FitConfig({name}={getattr(self, name)!r}): expected {get_args(known)}."
+                )
+        for name, low, high in RANGES:
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"FitConfig({name}={getattr(self, name)!r}): expected {low} to {high}."
+                )
 
     @classmethod
     def finn2016(cls) -> "FitConfig":

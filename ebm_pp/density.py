@@ -178,13 +178,23 @@ class EnergyModel(nn.Module):
             factor, which is minus its energy; each `(n,)`, in nats.
 
         Raises:
-            DataError: A site is missing.
+            DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
         missing = self.sites.keys() - x.keys()
         if missing:
             raise DataError(
                 f"site {min(missing)!r} is missing: got {sorted(x)}, expected {list(self.sites)}."
             )
+        first = x[next(iter(self.sites))]
+        n = len(first) if first.dim() else 0
+        for name, site in self.sites.items():
+            if tuple(x[name].shape) != (n, *site.shape):
+                raise DataError(
+                    f"site {name!r}: got shape {tuple(x[name].shape)}, expected "
+                    f"(n, *{site.shape}) with the same n for every site (the first has {n}).\n"
+                    "  Most likely one draw without a leading n (value[None]), or a dimension "
+                    "too many."
+                )
         return evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
 
     def _total(self, terms: dict[str, Tensor], names: Collection[str], x: Sites) -> Tensor:

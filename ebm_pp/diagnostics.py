@@ -22,7 +22,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import Sites
@@ -123,7 +126,7 @@ def diagnose(
     data: Sites | None,
     n: int = 4000,
     *,
-    groups: Int[Tensor, " rows"] | None = None,
+    groups: Int[Tensor, " rows"] | NDArray[np.integer] | None = None,
     seed: int | None = 0,
 ) -> Report:
     """Draws from the generator and says what the draws, log Z and the fit are worth.
@@ -149,7 +152,8 @@ def diagnose(
     (bounds on log Z).
     """
     with seeded(seed):
-        found = measure(fit, data, n, CHAINS, groups)
+        labels = None if groups is None else torch.as_tensor(groups)
+        found = measure(fit, data, n, CHAINS, labels)
     problems = _problems(found)
     where, verdict = _explain(problems, found)
     return Report(_rows(found, problems), verdict, problems, where, found)

@@ -67,16 +67,16 @@ class Game:
 
 @dataclass(frozen=True)
 class Best:
-    """The best parameters so far, and the round they are from."""
+    """The best parameters so far, and the diagnosis of the round they are from."""
 
     score: tuple[bool, float]
-    round: int
+    info: dict[str, Any]
     model: dict[str, Tensor]
     generator: dict[str, Tensor]
     offset: float
 
     @classmethod
-    def of(cls, game: Game, score: tuple[bool, float], round_: int) -> "Best":
+    def of(cls, game: Game, score: tuple[bool, float], info: dict[str, Any]) -> "Best":
         """A copy of what is to be returned."""
 
         def copied(module: object) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class Best:
             return {name: value.clone() for name, value in state.items()}
 
         offset = game.offset.item()
-        return cls(score, round_, copied(game.averaged), copied(game.generator), offset)
+        return cls(score, info, copied(game.averaged), copied(game.generator), offset)
 
     def or_better(self, game: Game, info: dict[str, Any], healthy: bool) -> "Best":
         """The better of this and the present.
@@ -94,9 +94,9 @@ class Best:
         """
         value = info["held_out"]
         if math.isnan(value):
-            value = info["beta"] + info["ess"] if game.data is None else float(info["round"])
+            value = info["ess"] if game.data is None else float(info["round"])
         score = (healthy, value)
-        return Best.of(game, score, info["round"]) if score > self.score else self
+        return Best.of(game, score, info) if score > self.score else self
 
     def restore(self, game: Game) -> None:
         """Puts the best parameters into the user's objects."""
@@ -167,9 +167,14 @@ def generator_target(memory: list[tuple[Pool, Tensor]], game: Game) -> tuple[Sit
         weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
         return pool.x, weights, 1.0
     newest = log_density - pool.log_q
-    beta = _power(newest, config.temper_ess)
+    if config.generator_loss != "weighted_forward_kl":
+        return pool.x, newest, 1.0
+    massless = newest == -math.inf
+    if massless.all():
+        raise FloatingPointError("no draw of the pool has any mass: start wider")
+    beta = _power(newest[~massless], config.temper_ess)
     if beta < 1:
-        return pool.x, beta * newest, beta
+        return pool.x, torch.where(massless, newest, beta * newest), beta
     rows = stack(*[old.x for old, _ in memory])
     return rows, torch.cat([log_p - old.log_q for old, log_p in memory]), 1.0
 
@@ -192,7 +197,9 @@ def generator_steps(
     if game.proposal is None or not steps:
         return math.nan
     config, n_batch = game.config, game.config.batch
-    at = torch.multinomial(torch.softmax(log_weights, 0), steps * n_batch, replacement=True)
+    at = torch.zeros(steps * n_batch, dtype=torch.long)
+    if config.generator_loss == "weighted_forward_kl":
+        at = torch.multinomial(torch.softmax(log_weights, 0), len(at), replacement=True)
     total = 0.0
     for step in range(steps):
         batch = pick(rows, at[step * n_batch : (step + 1) * n_batch])
@@ -330,6 +337,14 @@ def _check_generator(
             f"{type(generator).__name__} draws the sites {sorted(x)}; expected the program's, "
             f"{sorted(model.sites)}.\n  Return a dict with one entry per site."
         )
+    for name, site in model.sites.items():
+        got, expected = x[name], (64, *site.shape)
+        if tuple(got.shape) != expected or got.dtype != model.dtype:
+            raise GeneratorError(
+                f"site {name!r}: {type(generator).__name__} draws {got.dtype} of shape "
+                f"{tuple(got.shape)}; expected {model.dtype} of shape {expected}.\n"
+                "  Most likely a trailing dimension or a default dtype: reshape or convert."
+            )
     again = generator.log_prob(x)
     if log_q.shape != again.shape or not torch.allclose(log_q, again, rtol=1e-3, atol=1e-2):
         raise GeneratorError(

@@ -26,14 +26,15 @@ from torch.nn.functional import softplus
 from ebm_pp.circle import wrap
 from ebm_pp.coupling import Coupling
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.errors import GeneratorError
+from ebm_pp.errors import GeneratorError, ProgramError
+from ebm_pp.moments import coordinate_names
 
 
 @runtime_checkable
 class Generator(Protocol):
     """Three names make a generator; no base class.
 
-    `fit` trains it if it also has `parameters()` (an `nn.Module`). `has_rsample` says whether the
+    `fit` trains it if it is an `nn.Module`. `has_rsample` says whether the
     gradient runs through the draws; `rsample_and_log_prob(n)` returns n draws and their log q,
     `(n,)`; `log_prob(x)` scores any rows. log q is a density of the constrained sites x.
     """
@@ -103,7 +104,13 @@ class FlowGenerator(nn.Module):
         self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
         kinds = [0] * affine + [bins] * splines
         self.layers = nn.ModuleList(
-            Coupling(_moved(model.dim, i), self.circular, bins=k, hidden=hidden, bound=bound)
+            Coupling(
+                _moved(model.dim, i).to(model.device),
+                self.circular,
+                bins=k,
+                hidden=hidden,
+                bound=bound,
+            )
             for i, k in enumerate(kinds)
         )
         self.raw_df = nn.Parameter(torch.full((model.dim,), 3.0)) if base == "student_t" else None
@@ -180,7 +187,7 @@ def _standardise(
     flat = (spread <= 0) | ~spread.isfinite()
     if flat.any():
         raise GeneratorError(
-            f"unconstrained coordinate {int(flat.nonzero()[0])} of {model.dim} has spread "
+            f"site {coordinate_names(model)[int(flat.nonzero()[0])]!r} has spread "
             f"{spread[flat][0].item()} over {len(z)} rows; expected a positive number.\n"
             "  Most likely a site of the data is constant: a continuous density can't fit it. "
             "Remove the site, or make it an observed constant of the program."
@@ -224,6 +231,13 @@ class _Record(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
         if not msg["is_observed"]:
+            if msg["mask"] is not None or not (
+                isinstance(msg["scale"], float) and msg["scale"] == 1
+            ):
+                raise ProgramError(
+                    f"site {msg['name']!r} is scaled or masked; tilt expects plain sites.\n"
+                    "  Scale or mask the factors instead."
+                )
             self.values[msg["name"]] = msg["value"]
             self.log_prob = self.log_prob + msg["fn"].log_prob(msg["value"]).sum()
 

@@ -102,6 +102,7 @@ def draw_pool(
 
 @torch.no_grad()
 def diagnose_round(
+    model: EnergyModel,
     pool: Pool,
     terms: dict[str, Float[Tensor, " n"]],
     held_out: Float[Tensor, " h"] | None,
@@ -111,6 +112,7 @@ def diagnose_round(
     """ArviZ's view of a round, from the densities at hand: no new evaluation of the model.
 
     Args:
+        model: says which sites are angles.
         pool: the round's pool.
         terms: every term of log p~ at every row of the pool.
         held_out: log p~ at held-out rows.
@@ -132,7 +134,7 @@ def diagnose_round(
         "log_partition_se": log_z.standard_error,
         "ess": log_z.ess,
         "pareto_k": log_z.pareto_k,
-        **_chain_summary(x_draws, log_weights),
+        **_chain_summary(model, x_draws, log_weights),
         "offset": math.nan,
         "offset_gap": math.nan,
         "max_moment_gap": math.nan,
@@ -156,19 +158,24 @@ def diagnose_round(
     if held_out is not None:
         # With the base measure's draws: mass that q has not reached yet would flatter the score.
         covering = log_partition_from_weights(log_density[n_data:] - pool.log_q[n_data:])
-        error = held_out.std().item() / math.sqrt(len(held_out))
+        spread = held_out.std().item() if len(held_out) > 1 else math.nan
+        error = spread / math.sqrt(len(held_out))
         info["held_out"] = held_out.mean().item() - covering.value
         info["held_out_se"] = math.hypot(error, covering.standard_error)
     return info
 
 
-def _chain_summary(x: Sites, log_weights: Tensor) -> dict[str, float]:
-    """r-hat, effective draws, mcse in sd, over the worst coordinate of all sites."""
+def _chain_summary(model: EnergyModel, x: Sites, log_weights: Tensor) -> dict[str, float]:
+    """r-hat, effective draws, mcse in sd, of the worst coordinate; an angle by cos and sin."""
     steps = len(log_weights) // CHAINS
     index, acceptance = metropolis(log_weights[: steps * CHAINS].reshape(CHAINS, steps))
-    values = torch.cat([v.reshape(len(v), -1) for v in x.values()], -1)[index]
+    parts: list[Tensor] = []
+    for name, value in x.items():
+        flat = value.reshape(len(value), -1)
+        parts += [flat.cos(), flat.sin()] if model.sites[name].circular else [flat]
+    values = torch.cat(parts, -1)[index]
     ess, rhat, mcse = chain_statistics(values)
-    spread = values.flatten(0, 1).std(0).numpy()
+    spread = values.flatten(0, 1).std(0).cpu().numpy()
     return {
         "acceptance": acceptance,
         "min_ess": float(ess.min()),

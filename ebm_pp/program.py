@@ -171,9 +171,10 @@ def by_vmap(
         return terms
 
     terms = torch.func.vmap(single, randomness=randomness)(x)
-    for name, fn in later.items():
-        term = fn.log_prob(x[name])
-        terms[name] = term.flatten(1).sum(1) if term.dim() > 1 else term
+    with pyro.validation_enabled(False):  # as inside the run: a draw that is nan scores nan
+        for name, fn in later.items():
+            term = fn.log_prob(x[name])
+            terms[name] = term.flatten(1).sum(1) if term.dim() > 1 else term
     return {name: terms[name] for name in order}
 
 

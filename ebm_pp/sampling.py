@@ -124,6 +124,8 @@ def importance_sample(fit: Fitted, n: int, *, seed: int | None = None) -> Draws:
 @torch.no_grad()
 def propose(fit: Fitted, n: int) -> tuple[Sites, Float[Tensor, " n"], Float[Tensor, " n"]]:
     """`n` draws of the generator, log p~ and log q; from the random stream as it stands."""
+    if n < 1:
+        raise ValueError(f"{n} draws were asked for; expected at least 1.")
     sizes = [ROWS_AT_ONCE] * (n // ROWS_AT_ONCE) + [n % ROWS_AT_ONCE]
     parts = [fit.generator.rsample_and_log_prob(size) for size in sizes if size]
     values = {name: torch.cat([x[name] for x, _ in parts]) for name in parts[0][0]}

@@ -64,6 +64,7 @@ class Fit:
         config: what it ran with.
         offset: b of the discriminator; a gauge, not log Z.
         n_train: rows of training data; 0 for a given density.
+        best_round: the round whose parameters these are (-1: none was diagnosed).
         detail: where it ended, e.g. the step whose loss was not finite.
     """
 
@@ -74,6 +75,7 @@ class Fit:
     config: FitConfig
     offset: float
     n_train: int = 0
+    best_round: int = -1
     detail: str = ""
 
     def __repr__(self) -> str:
@@ -101,8 +103,8 @@ def fit(
         data: rows of every site, `(n, *site_shape)`. None: the density is given and only the
             generator learns.
         generator: any object with the three names of `Generator`; by default a `FlowGenerator`
-            standardised by the data (else by the base measure). Trained in place if it has
-            `parameters()`.
+            standardised by the data (else by the base measure). Trained in place if it is an
+            `nn.Module`, left as it is otherwise.
         config: see `FitConfig`.
         held_out: rows that are never trained on: the round with their best log-likelihood is
             returned, and training ends when it no longer rises.
@@ -116,6 +118,11 @@ def fit(
         DataError: data or held-out rows do not fit the program, or fewer rows than a batch.
         GeneratorError: the generator's draws and `log_prob` disagree, or its loss can't be used.
     """
+    if not isinstance(model, EnergyModel):
+        raise ProgramError(
+            f"fit was given a {type(model).__name__}; expected an EnergyModel.\n"
+            "  Wrap the program: fit(EnergyModel(program), data)."
+        )
     config = config or FitConfig()
     data, held_out = _checked(model, data, held_out, config)
     bar = tqdm(total=config.rounds, desc="fit", unit="round", disable=not config.progress)
@@ -136,7 +143,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     """The round loop: pool, K energy steps, diagnosis, J generator steps."""
     config, data, averaged = game.config, game.data, game.averaged
     n_train = 0 if data is None else n_rows(data)
-    best = Best.of(game, (False, -math.inf), -1)
+    best = Best.of(game, (False, -math.inf), {"round": -1})
     history: list[dict[str, Any]] = []
     memory: list[tuple[Pool, Tensor]] = []
     status, detail, steps = Status.FINISHED, "", config.generator_steps
@@ -153,30 +160,40 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
             if r % config.diagnose_every == 0 or r == config.rounds - 1:
                 with torch.no_grad():
                     score = None if held_out is None else averaged.log_density(held_out)
-                info |= diagnose_round(pool, terms, score, config.nu, n_train)
+                info |= diagnose_round(averaged, pool, terms, score, config.nu, n_train)
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info, config))
                 report(info)
-                if r - best.round >= config.patience and _healthy(info, config):
+                if r - best.info["round"] >= config.patience and _healthy(info, config):
                     status = Status.CONVERGED
                     break
             if r < config.rounds - 1:
                 info["generator_loss"] = generator_steps(game, rows, log_weights, steps, r)
         else:
-            status = _verdict(history[-1], config)
-    except FloatingPointError as error:
+            status = _verdict(best.info, config)
+    except (FloatingPointError, torch.linalg.LinAlgError) as error:
         status, detail = Status.NON_FINITE, f"round {r}: {error}"
     except KeyboardInterrupt:
         status, detail = Status.INTERRUPTED, f"round {r}"
-    best.restore(game)
+    finally:  # whatever happened, a callback's own error too
+        best.restore(game)
     return Fit(
-        game.model, game.generator, tuple(history), status, config, best.offset, n_train, detail
+        game.model,
+        game.generator,
+        tuple(history),
+        status,
+        config,
+        best.offset,
+        n_train,
+        best.info["round"],
+        detail,
     )
 
 
 def _healthy(info: dict[str, Any], config: FitConfig) -> bool:
-    return info["pareto_k"] <= threshold(config.pool) and info["ess"] >= USABLE_ESS
+    usable = info["pareto_k"] <= threshold(config.pool) and info["ess"] >= USABLE_ESS
+    return usable and info["beta"] == 1
 
 
 def _next_steps(steps: int, info: dict[str, Any], config: FitConfig) -> int:
@@ -187,7 +204,7 @@ def _next_steps(steps: int, info: dict[str, Any], config: FitConfig) -> int:
 
 
 def _verdict(info: dict[str, Any], config: FitConfig) -> Status:
-    if info["beta"] < 1 and config.generator_loss == "weighted_forward_kl":
+    if info["beta"] < 1:
         return Status.TEMPERING
     return Status.FINISHED if _healthy(info, config) else Status.LAGGING
 
@@ -207,6 +224,11 @@ def _checked(
 ) -> tuple[Sites | None, Sites | None]:
     """Data as tensors that the program takes."""
     if data is None:
+        if held_out is not None:
+            raise DataError(
+                "held-out rows were given without data to fit.\n"
+                "  Pass data too, or neither (a given density: only the generator learns)."
+            )
         return None, None
     if not any(p.requires_grad for p in model.parameters()):
         raise ProgramError(

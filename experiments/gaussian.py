@@ -33,7 +33,7 @@ def run(settings: Settings, d: int) -> Row:
     model = EnergyModel(gaussian.Gaussian(d))
     config = FitConfig(
         objective="importance", pool=16_384, nu=1.0,
-        base_share=0.1, rounds=60, seed=settings.seed,
+        base_share=0.1, rounds=80, average=0.5, seed=settings.seed,
     )  # fmt: skip
     start = time.process_time()
     result = fit(model, data, config=config)

@@ -44,5 +44,9 @@ def _commit() -> str:
             ["git", *arguments], capture_output=True, text=True, check=True, cwd=RESULTS.parent
         ).stdout.strip()
 
-    dirty = " with uncommitted changes" if git("status", "--porcelain", "--", "../ebm_pp") else ""
+    dirty = (
+        " with uncommitted changes"
+        if git("status", "--porcelain", "--", "../ebm_pp", "../models", "*.py")
+        else ""
+    )
     return git("rev-parse", "--short", "HEAD") + dirty

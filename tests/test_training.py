@@ -290,3 +290,127 @@ def test_student_t_base_holds_a_heavy_tail():
         ks[base] = log_partition(result, 20_000, seed=0).pareto_k
     assert ks["student_t"] < ks["normal"]
     assert ks["student_t"] < 0.5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"generator_loss": "reverse-kl"}, {"offset": "Newton"}, {"objective": "nce"},
+        {"rounds": 0}, {"energy_steps": 0}, {"nu": 0.0}, {"base_share": 1.0}, {"average": 1.5},
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(Exception, match=name):  # beartype is first for a wrong word
+        FitConfig(**wrong)
+
+
+class NanDraws(nn.Module):
+    """A generator whose draws stop being numbers once it is trained."""
+
+    has_rsample = True
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+        self.calls = 0
+
+    def rsample_and_log_prob(self, n):
+        self.calls += 1
+        law = dist.Normal(self.loc, 1.0)
+        x = law.rsample((n,))
+        log_q = law.log_prob(x)
+        return {"x": x * (math.nan if self.calls > 3 else 1.0)}, log_q
+
+    def log_prob(self, x):
+        return dist.Normal(self.loc, 1.0, validate_args=False).log_prob(x["x"])
+
+
+class Shift(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("tilt", self.weight * x)
+
+
+def test_a_draw_that_is_no_number_ends_the_run_with_the_best_so_far():
+    data = {"x": torch.randn(1000) + 0.5}
+    result = fit(EnergyModel(Shift()), data, NanDraws(), short(base_share=0.0))
+    assert result.status is Status.NON_FINITE
+    assert "round 2" in result.detail
+    assert len(result.history) == 2
+    assert result.model.program.weight.isfinite()
+
+
+def test_a_callbacks_own_error_passes_and_leaves_the_best_parameters():
+    truth = gaussian.true_parameters(2)
+    model = EnergyModel(gaussian.Gaussian(2))
+    seen = []
+
+    def fail(r, info):
+        seen.append([p.detach().clone() for p in model.parameters()])
+        if r == 2:
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fit(model, gaussian.draws(truth, 1000, 0), config=short(), callback=fail)
+    # The averaged parameters of round 2, not the raw ones the last step left.
+    assert not torch.equal(next(model.parameters()), seen[-1][0])
+
+
+def hard_walls():
+    x = pyro.sample("x", dist.Normal(0.0, 10.0))
+    pyro.factor("box", torch.where(x.abs() > 4, -math.inf, -0.01 * x**2))
+
+
+def test_a_given_density_with_hard_zeros():
+    result = fit(EnergyModel(hard_walls), config=short(rounds=15))
+    log_z = log_partition(result, 20_000, seed=0)
+    grid = torch.linspace(-4, 4, 20001, dtype=torch.float64)
+    density = dist.Normal(0.0, 10.0).log_prob(grid) - 0.01 * grid**2
+    exact = torch.logsumexp(density, 0).item() + math.log(8 / 20000)
+    assert abs(log_z.value - exact) < 4 * log_z.standard_error + 1e-4
+
+
+def test_status_names_tempering_and_lagging():
+    def far():
+        x = pyro.sample("x", dist.Normal(torch.zeros(8), 10.0).to_event(1))
+        pyro.factor("spike", -0.5 * ((x - 3) / 0.05).square().sum())
+
+    tempering = fit(EnergyModel(far), config=short(rounds=2, generator_steps_max=1))
+    assert tempering.status is Status.TEMPERING
+    model = EnergyModel(Shift())
+    data = {"x": torch.randn(1000) + 0.5}
+    lagging = fit(model, data, FixedFar(), short(rounds=2, base_share=0.0))
+    assert lagging.status is Status.LAGGING
+
+
+class FixedFar:
+    has_rsample = True
+    law = dist.Normal(-6.0, 0.3)
+
+    def rsample_and_log_prob(self, n):
+        x = self.law.sample((n,))
+        return {"x": x}, self.law.log_prob(x)
+
+    def log_prob(self, x):
+        return self.law.log_prob(x["x"])
+
+
+def test_more_bad_input_is_named():
+    data = {"x": torch.randn(1000)}
+    with pytest.raises(Exception, match=r"EnergyModel"):  # beartype may be first
+        fit(Shift(), data, config=SHORT)
+    with pytest.raises(DataError, match="held-out rows were given without data"):
+        fit(EnergyModel(quartic), config=SHORT, held_out=data)
+
+    class Wide(FixedFar):
+        def rsample_and_log_prob(self, n):
+            x, log_q = super().rsample_and_log_prob(n)
+            return {"x": x["x"][:, None]}, log_q
+
+    with pytest.raises(GeneratorError, match=r"site 'x'.*shape \(64, 1\)"):
+        fit(EnergyModel(Shift()), data, Wide(), SHORT)
