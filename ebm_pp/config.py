@@ -46,7 +46,9 @@ class FitConfig:
         likelihood_weight: adds w(t) E_p[-log q] to reverse_kl, w falling linearly to 0.
         clip: largest gradient norm of a step, of either player.
         average: memory of the moving average of the energy's parameters that is evaluated and
-            returned, as a share of the run's energy steps; 0 means the last step's parameters.
+            returned, as a share of the run's energy steps; 0 means the last step's parameters. It
+            starts at the initial ones, so early rounds and large values (1/3 leaves e^-3 of them)
+            are shrunk towards these: a bias, but a help where data are few or dependent.
         temper_ess: with a given density, a round moves the annealed target on as far as this ESS
             fraction of the pool allows.
         memory: with a given density, this many past pools stay in the generator's maximum

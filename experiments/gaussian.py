@@ -32,8 +32,8 @@ def run(settings: Settings, d: int) -> Row:
     torch.manual_seed(settings.seed)
     model = EnergyModel(gaussian.Gaussian(d))
     config = FitConfig(
-        objective="importance", pool=16_384, nu=1.0,
-        base_share=0.1, rounds=80, average=0.5, seed=settings.seed,
+        objective="importance", pool=settings.rows, nu=1.0,
+        base_share=0.1, rounds=60, average=0.2, seed=settings.seed,
     )  # fmt: skip
     start = time.process_time()
     result = fit(model, data, config=config)

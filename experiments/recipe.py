@@ -30,7 +30,7 @@ def run(settings: Settings, seed: int) -> list[Row]:
         objective="importance",
         pool=settings.rows,
         rounds=50,
-        average=0.5,
+        average=0.2,
         seed=seed,
     )
     start = time.process_time()

@@ -35,7 +35,8 @@ class Settings:
     draws: int = 100_000  # for log Z
 
 
-# Hours of a day are alike: the energy overfits early, and averaging over more steps helps.
+# Hours of a day are alike and the energy overfits early: few rounds, and a long average, which
+# shrinks it towards its start, the base measure.
 CONFIG = FitConfig(rounds=30, average=1 / 3)
 
 
