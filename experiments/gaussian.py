@@ -32,8 +32,8 @@ def run(settings: Settings, d: int) -> Row:
     torch.manual_seed(settings.seed)
     model = EnergyModel(gaussian.Gaussian(d))
     config = FitConfig(
-        objective="importance", pool=settings.rows, nu=1.0,
-        base_share=0.1, rounds=60, average=0.2, seed=settings.seed,
+        objective="importance", pool=16_384, nu=1.0,
+        base_share=0.1, rounds=100, average=0.15, generator_steps_max=10, seed=settings.seed,
     )  # fmt: skip
     start = time.process_time()
     result = fit(model, data, config=config)
@@ -43,6 +43,8 @@ def run(settings: Settings, d: int) -> Row:
     }
     errors = gaussian.standard_errors(truth, settings.rows)
     z = torch.cat([((learned[k] - truth[k].double()) / errors[k]).flatten() for k in truth])
+    best = gaussian.maximum_likelihood(data)
+    z_best = torch.cat([((best[k] - truth[k].double()) / errors[k]).flatten() for k in truth])
     se = torch.cat([errors[k].flatten() for k in truth])
     log_z = log_partition(result, settings.draws, seed=1)
     exact = gaussian.log_partition(learned).item()
@@ -50,6 +52,7 @@ def run(settings: Settings, d: int) -> Row:
         "d": d,
         "parameters": len(z),
         "largest error / SE": z.abs().max().item(),
+        "of the exact maximum-likelihood estimate": z_best.abs().max().item(),
         "root mean square error / SE": z.square().mean().sqrt().item(),
         "largest SE": se.max().item(),
         "log Z": log_z.value,
