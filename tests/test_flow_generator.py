@@ -125,7 +125,7 @@ def test_one_constant_coordinate_is_an_error():
         FlowGenerator(model, rows)
     text = str(caught.value)
     for part in (
-        "coordinate 1 of 2",
+        "site 'x[1]' has spread",
         "spread 0.0 over 50 rows",
         "expected a positive",
         "constant",
