@@ -69,9 +69,9 @@ def main() -> None:
             "Many-Well as a given density",
             "python -m experiments.many_well",
             rows,
-            "log Z from 50,000 draws of the generator; exact by quadrature. 2^(d/2) modes exist. The "
-            "error at 32 dimensions is\nbeyond its standard error, always below: the draws miss a "
-            "little of the mass in the tails, which\ntheir own weights cannot show.",
+            "log Z from 50,000 draws of the generator; exact by quadrature. 2^(d/2) modes exist. "
+            "The error at 32 dimensions is\nbeyond its standard error, always below: the draws "
+            "miss a little of the mass in the tails, which\ntheir own weights cannot show.",
         )
     )
 

@@ -29,8 +29,7 @@ def run(settings: Settings, seed: int) -> list[Row]:
     config = FitConfig(
         objective="importance",
         pool=settings.rows,
-        rounds=50,
-        average=0.2,
+        rounds=60,
         seed=seed,
     )
     start = time.process_time()
