@@ -30,7 +30,7 @@ class Player:
     """One side of the game: parameters with their optimiser and schedule."""
 
     name: str
-    parameters: list[nn.Parameter]
+    parameters: list[Tensor]
     optimiser: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     clip: float
