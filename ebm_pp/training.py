@@ -33,7 +33,7 @@ class Status(enum.Enum):
         "log-likelihood; for a given density, in ESS)."
     )
     FINISHED = (
-        "All rounds ran and the last diagnosis was healthy; more rounds may still improve it."
+        "All rounds ran and the round returned was healthy; more rounds may still improve it."
     )
     LAGGING = (
         "All rounds ran, but the generator lags behind the energy (low ESS or high k-hat): draws "
