@@ -47,8 +47,9 @@ def importance(
     """-E_p[log p~ - log q] + log E_q[w]: guided cost learning ([F16] section 2.3.2).
 
     The term E_p[log q] does not depend on the energy; it makes the value a KL estimate. The loss
-    is minus the log-likelihood with log Z by importance sampling: exact as ESS -> n. It has no
-    offset and no nu; they stand in the signature that all objectives share.
+    is minus the log-likelihood with log Z by importance sampling. The log of a minibatch's mean
+    is too low by about var(w) / (2 m): for exact weights take many draws a step (nu). It has no
+    offset and no nu itself; they stand in the signature that all objectives share.
     """
     log_mean = log_weights_draws.logsumexp(0) - math.log(len(log_weights_draws))
     return log_mean - log_weights_data.mean()
