@@ -6,6 +6,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import zuko
+from generators import GuideGenerator, ZukoGenerator, mean_field
 from torch import nn
 
 from ebm_pp import (
@@ -22,6 +24,7 @@ from ebm_pp import (
     save,
 )
 from ebm_pp.errors import CheckpointError
+from ebm_pp.game import _generator_loss, start
 from models import gaussian
 
 SHORT = FitConfig(
@@ -405,3 +408,42 @@ def test_more_bad_input_is_named():
 
     with pytest.raises(GeneratorError, match=r"site 'x'.*shape \(64, 1\)"):
         fit(EnergyModel(Shift()), data, Wide(), SHORT)
+
+
+@pytest.mark.parametrize("name", ["zuko", "guide"])
+def test_generators_from_elsewhere_are_fitted(name):
+    model = EnergyModel(gaussian.Gaussian(2))
+    if name == "zuko":
+        generator = ZukoGenerator(model, zuko.flows.NICE(2, transforms=2, hidden_features=(16,)))
+    else:
+        generator = GuideGenerator(mean_field(model))
+    truth = gaussian.true_parameters(2)
+    data = gaussian.draws(truth, 2000, 0)
+    before = [p.detach().clone() for p in generator.parameters()]
+    result = fit(model, data, generator, short(rounds=12, generator_lr=1e-2))
+    assert result.generator is generator
+    assert any(not torch.equal(a, b) for a, b in zip(before, generator.parameters(), strict=True))
+    exact = gaussian.log_partition(learned(model)).item()
+    log_z = log_partition(result, 20_000, seed=1)
+    assert abs(log_z.value - exact) < 4 * log_z.standard_error
+    assert log_z.ess > 0.5
+
+
+def test_likelihood_weight_pulls_reverse_kl_towards_the_data_and_fades():
+    truth = gaussian.true_parameters(2)
+    data = gaussian.draws(truth, 2000, 0)
+    config = short(generator_loss="reverse_kl", likelihood_weight=0.5, rounds=6)
+    game = start(EnergyModel(gaussian.Gaussian(2)), data, None, None, config)
+
+    def loss(share_left):
+        torch.manual_seed(0)
+        return _generator_loss(game, data, share_left).item()
+
+    torch.manual_seed(0)
+    x, log_q = game.generator.rsample_and_log_prob(config.batch)
+    plain = (log_q - game.averaged.log_density(x)).mean().item()
+    rows = {"x": data["x"][torch.randint(2000, (config.batch,))]}
+    pull = -game.generator.log_prob(rows).mean().item()
+    assert loss(0.0) == pytest.approx(plain, abs=1e-5)
+    assert loss(1.0) == pytest.approx(plain + 0.5 * pull, abs=1e-5)
+    assert loss(0.5) == pytest.approx(plain + 0.25 * pull, abs=1e-5)
