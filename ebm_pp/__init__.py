@@ -4,11 +4,14 @@ from ebm_pp.checkpoint import load, save
 from ebm_pp.circle import Circle
 from ebm_pp.config import FitConfig
 from ebm_pp.datatree import to_datatree
+from ebm_pp.demonstrations import pad
 from ebm_pp.density import EnergyModel
 from ebm_pp.diagnostics import Report, diagnose
+from ebm_pp.dynamics import Dynamics, Opaque, Space
 from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
 from ebm_pp.generator import FlowGenerator, Generator, tilt
 from ebm_pp.partition import Estimate
+from ebm_pp.policy import PolicyGenerator
 from ebm_pp.sampling import (
     Chains,
     Draws,
@@ -20,6 +23,7 @@ from ebm_pp.sampling import (
     resample,
 )
 from ebm_pp.training import Fit, Status, fit
+from ebm_pp.trajectory import trajectory
 
 __version__ = "0.1.0"
 
@@ -29,6 +33,7 @@ __all__ = [
     "Circle",
     "DataError",
     "Draws",
+    "Dynamics",
     "EnergyModel",
     "Estimate",
     "Fit",
@@ -36,8 +41,11 @@ __all__ = [
     "FlowGenerator",
     "Generator",
     "GeneratorError",
+    "Opaque",
+    "PolicyGenerator",
     "ProgramError",
     "Report",
+    "Space",
     "Status",
     "diagnose",
     "fit",
@@ -47,8 +55,10 @@ __all__ = [
     "log_partition",
     "log_prob",
     "neutra_hmc",
+    "pad",
     "resample",
     "save",
     "tilt",
     "to_datatree",
+    "trajectory",
 ]

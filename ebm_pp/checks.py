@@ -165,12 +165,15 @@ def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stanc
         run: Runs the program once.
         x: Draws inside the supports.
         factors: Names of factors and observed sites.
-        here: The stance with the parameters as they are.
+        here: A stance; best the moved one, since weights that start at 0 hide what they weigh.
 
     Raises:
         ProgramError: A factor is constant, or a tensor from outside would be trained.
     """
-    draw = {name: value[0].clone().requires_grad_() for name, value in x.items()}
+    draw = {
+        name: value[0].clone().requires_grad_(value.is_floating_point())
+        for name, value in x.items()
+    }
     values, parameters = {id(v) for v in draw.values()}, {id(p) for p in here.own}
     for name, term in one_draw(run, draw).items():
         reached = {id(leaf): leaf for leaf in leaves(term)}

@@ -1,12 +1,24 @@
 """How to fit: one frozen record, its defaults set by measurement."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-Objective = Literal["discriminator", "importance", "normalised"]
-GeneratorLoss = Literal["weighted_forward_kl", "reverse_kl", "score_function", "jensen"]
+Objective = Literal[
+    "auto",
+    "discriminator",
+    "importance",
+    "normalised",
+    "trajectory",
+    "step",
+    "causal",
+    "likelihood",
+]
+GeneratorLoss = Literal["auto", "weighted_forward_kl", "reverse_kl", "score_function", "jensen"]
 Offset = Literal["newton", "gradient"]
 
+# Objectives that only trajectories have, and those of them that classify single steps.
+OF_TRAJECTORIES = ("trajectory", "step", "causal", "likelihood")
+PER_STEP = ("step", "causal")
 MANY = 10**12
 RANGES = [  # field, smallest, largest
     *((name, 1, MANY) for name in ("rounds", "pool", "batch", "energy_steps", "memory")),
@@ -24,9 +36,16 @@ class FitConfig:
     """How to fit. The defaults are set by measurement (experiments/results).
 
     Attributes:
-        objective: the energy's loss; `discriminator` is [F16]'s.
+        objective: the energy's loss; `discriminator` is [F16]'s, with one scalar b. "auto" is
+            `discriminator`; for trajectories `trajectory` if their dynamics are deterministic,
+            else `causal`. Only for trajectories, with log Z(s_0) in the offset: `trajectory`
+            (discriminates whole trajectories), `step` (single steps, as AIRL), `causal` (single
+            steps, with the expected next value; also for stochastic dynamics), `likelihood`
+            (E_p[grad c] - E_q[grad c], exact while q is soft-optimal).
         generator_loss: the generator's loss; `reverse_kl` is [F16]'s, `weighted_forward_kl` keeps
-            the modes that the data have.
+            the modes that the data have. "auto" is `weighted_forward_kl` for flows; for policies
+            `reverse_kl`, or through opaque or discrete steps `score_function`, clipped and with
+            the soft value as baseline.
         rounds: at most so many rounds.
         pool: draws of the mixture a round; also the most rows of data a round scores.
         batch: rows of data an energy step, rows a generator step.
@@ -36,7 +55,8 @@ class FitConfig:
         generator_steps: J of the first round.
         generator_steps_max: J doubles up to this while the generator lags, and halves down to 0
             while it does not.
-        ess_target: the generator lags while its ESS fraction is below this (or k-hat too high).
+        ess_target: the generator lags while its ESS fraction is below this (or k-hat too high);
+            above 1 J never falls.
         energy_lr: learning rate of Adam for the energy, cosine-decayed to 0 over the run.
         generator_lr: the same for the generator.
         offset: "newton" solves the offset b exactly as it goes; "gradient" learns it like [F16].
@@ -60,8 +80,8 @@ class FitConfig:
         progress: show a progress bar.
     """
 
-    objective: Objective = "discriminator"
-    generator_loss: GeneratorLoss = "weighted_forward_kl"
+    objective: Objective = "auto"
+    generator_loss: GeneratorLoss = "auto"
     rounds: int = 50
     pool: int = 8192
     batch: int = 512
@@ -102,11 +122,28 @@ class FitConfig:
                 )
 
     @classmethod
+    def trajectories(cls, horizon: int, *, opaque: bool = False, **changes: Any) -> "FitConfig":  # noqa: ANN401
+        """What `fit` uses for trajectories of this horizon unless told otherwise.
+
+        Args:
+            horizon: T.
+            opaque: whether every draw costs steps of a simulator.
+            **changes: fields to set otherwise.
+        """
+        steps = 16_000 if opaque else 64_000  # of the dynamics, a round
+        defaults: dict[str, Any] = {
+            "pool": max(steps // horizon, 32), "batch": max(min(8_000 // horizon, 512), 32),
+            "base_share": 0.0, "rounds": 100, "energy_steps": 5, "energy_lr": 2e-2,
+            "generator_steps_max": 10, "ess_target": 1.1, "patience": 100,
+        }  # fmt: skip
+        return cls(**(defaults | changes))
+
+    @classmethod
     def finn2016(cls) -> "FitConfig":
         """[F16] to the letter: alternating steps, reverse KL, nu = 1, no base in the mixture."""
         return cls(
-            generator_loss="reverse_kl", rounds=3000, pool=512, nu=1.0, base_share=0.0,
-            energy_steps=1, generator_steps=1, generator_steps_max=1, ess_target=1.1,
-            energy_lr=1e-3, offset="gradient", warm_start_steps=0, average=0.0, patience=3000,
-            diagnose_every=50,
+            objective="discriminator", generator_loss="reverse_kl", rounds=3000, pool=512,
+            nu=1.0, base_share=0.0, energy_steps=1, generator_steps=1, generator_steps_max=1,
+            ess_target=1.1, energy_lr=1e-3, offset="gradient", warm_start_steps=0,
+            average=0.0, patience=3000, diagnose_every=50,
         )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from ebm_pp.demonstrations import unequal_lengths, whole
 from ebm_pp.errors import DataError
 from ebm_pp.program import Site, Sites
 from ebm_pp.support import describe, plain
@@ -49,7 +50,8 @@ def check_rows(
             "every row; for a density without data use fit(model, data=None)."
         )
     for name, site in sites.items():
-        _check_values(rows[name], site)
+        if site.trajectory is None:  # trajectories: demonstrations.py
+            _check_values(rows[name], site)
     return rows
 
 
@@ -81,6 +83,8 @@ def _to_tensor(value: object, site: Site, dtype: torch.dtype, device: torch.devi
         try:
             value = np.asarray(value)
         except ValueError as error:
+            if site.trajectory is not None:
+                raise unequal_lengths(site.name, value, site.shape) from error
             raise DataError(
                 f"site {site.name!r}: rows have different lengths; expected an array of shape "
                 f"{_shape(site)}.\n  Bring every row to the same shape."
@@ -96,12 +100,16 @@ def _to_tensor(value: object, site: Site, dtype: torch.dtype, device: torch.devi
         hint = "each row is one draw, with the rows first"
         if value.dim() == len(site.shape):
             hint = "the leading dimension of rows is missing: add it with x[None]"
+        elif site.trajectory is not None:
+            hint = "another horizon: pad with demonstrations.pad, or declare theirs"
         elif value.numel() == len(value) * int(np.prod(site.shape)):
             hint = f"only the shape differs: reshape to {(-1, *site.shape)}"
         raise DataError(
             f"site {site.name!r} has shape {tuple(value.shape)}; expected {_shape(site)}.\n  "
             f"Most likely {hint}."
         )
+    if site.trajectory is not None and site.trajectory.space.n:
+        return whole(value.detach().to(device), site.name)
     return value.detach().to(device=device, dtype=dtype)
 
 

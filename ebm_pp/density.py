@@ -28,10 +28,13 @@ from torch.nn.parameter import is_lazy
 from ebm_pp.ancestral import draw_base
 from ebm_pp.circle import wrap
 from ebm_pp.data import check_rows
+from ebm_pp.demonstrations import check_demonstrations
 from ebm_pp.errors import DataError, ProgramError
-from ebm_pp.program import Message, Run, Site, Sites, Visitor
+from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step
+from ebm_pp.soft_value import SoftValue
 from ebm_pp.support import bijection
 from ebm_pp.trace import read_sites
+from ebm_pp.trajectory import read_layout
 from ebm_pp.verify import compile_program, evaluate
 
 __all__ = ["EnergyModel", "Site", "Sites"]
@@ -56,6 +59,10 @@ class EnergyModel(nn.Module):
         circular: Bool `(dim,)`, which unconstrained coordinates are angles.
         proper: Whether the base measure of every site can be sampled.
         batching: The verified strategy, `vmap`, `plate` or `loop`.
+        layout: Which sites make a trajectory; None for other programs.
+        soft_value: The h of a trajectory's conditional law (soft_value.py), or None. `fit` sets
+            it; log_density then has a term `soft_value`, sum_t (next_t - h_t), with which log Z
+            given the start state is 0 up to the error of h.
 
     Raises:
         ProgramError: The program cannot be compiled; the text says why and what to do.
@@ -102,15 +109,19 @@ class EnergyModel(nn.Module):
         )
         self._compiling = False
         self.batching = self._compiled.batching
+        self.soft_value: SoftValue | None = None
         self._set_sites(self._compiled.sites)
 
     def _set_sites(self, sites: dict[str, Site]) -> None:
         self.sites = sites
         self.dim = sum(site.dim for site in sites.values())
         self.proper = all(site.proper for site in sites.values())
+        self.layout = read_layout(sites)
         angles = [torch.full((site.dim,), site.circular) for site in sites.values()]
         self.register_buffer("circular", torch.cat(angles).to(self.device), persistent=False)
-        self._bijections = {name: bijection(site.support) for name, site in sites.items()}
+        self._bijections = {
+            name: bijection(site.support) for name, site in sites.items() if not site.trajectory
+        }
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,11 +186,41 @@ class EnergyModel(nn.Module):
 
         Returns:
             For each site its log base density, for each factor and observed site its log
-            factor, which is minus its energy; each `(n,)`, in nats.
+            factor, which is minus its energy, and `soft_value` if there is one; each `(n,)`, in
+            nats.
 
         Raises:
             DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
+        self._require_rows(x)
+        terms = evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
+        if self.soft_value is not None and self.layout is not None:
+            terms["soft_value"] = self.soft_value.total(self.layout.pack(x))
+        return terms
+
+    def step_log_density(self, x: Sites) -> Float[Tensor, "n T"]:
+        """Minus the cost of every step of trajectories; their sum is minus the energy.
+
+        Args:
+            x: Trajectories, each value `(n, *site_shape)`.
+
+        Returns:
+            Nats per step.
+
+        Raises:
+            ProgramError: The program has no trajectory.
+            DataError: A site is missing, or a value is not `(n, *site_shape)`.
+        """
+        if self.layout is None:
+            raise ProgramError(
+                f"the sites {list(self.sites)} make no trajectory; expected states and actions.\n"
+                "  Declare them with trajectory(dynamics, T)."
+            )
+        self._require_rows(x)
+        values = {name: x[name] for name in self.sites}
+        return by_step(self._run, values, self.layout, loop=self.batching == "loop")
+
+    def _require_rows(self, x: Sites) -> None:
         missing = self.sites.keys() - x.keys()
         if missing:
             raise DataError(
@@ -195,7 +236,6 @@ class EnergyModel(nn.Module):
                     "  Most likely one draw without a leading n (value[None]), or a dimension "
                     "too many."
                 )
-        return evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
 
     def _total(self, terms: dict[str, Tensor], names: Collection[str], x: Sites) -> Tensor:
         if not names:
@@ -218,6 +258,10 @@ class EnergyModel(nn.Module):
             if site.circular:
                 x[site.name] = wrap(part).reshape(len(z), *site.shape)
                 continue
+            if site.trajectory:  # its coordinates are its values
+                value = part.reshape(len(z), *site.shape)
+                x[site.name] = value.round().long() if site.trajectory.space.n else value
+                continue
             transform = self._bijections[site.name]
             free = part.reshape(len(z), *transform.inverse_shape(torch.Size(site.shape)))
             x[site.name] = transform(free)
@@ -238,6 +282,9 @@ class EnergyModel(nn.Module):
             value = x[site.name]
             if site.circular:
                 parts.append(wrap(value).reshape(len(value), site.dim))
+                continue
+            if site.trajectory:
+                parts.append(value.to(self.dtype).reshape(len(value), site.dim))
                 continue
             transform = self._bijections[site.name]
             free = transform.inv(value)
@@ -281,7 +328,10 @@ class EnergyModel(nn.Module):
             DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
                 finite, outside the support or on its boundary, or there are no rows.
         """
-        return check_rows(x, self.sites, self.dtype, self.device)
+        rows = check_rows(x, self.sites, self.dtype, self.device)
+        if self.layout is not None:
+            check_demonstrations(rows, self.layout)
+        return rows
 
     def _run(
         self,

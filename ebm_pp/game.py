@@ -15,13 +15,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ebm_pp import losses
-from ebm_pp.config import FitConfig
+from ebm_pp.config import PER_STEP, FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
 from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.partition import bridge, ess_fraction
+from ebm_pp.policy import PolicyGenerator
+from ebm_pp.policy_steps import OBJECTIVES, attach, log_weights_of, policy_steps, resolve
 from ebm_pp.pool import Pool, n_rows, pick, stack
+from ebm_pp.soft_value import Projection, SoftValue
 
+# Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
+# know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
+BETA2 = 0.98
 OFFSET_DAMPING = 0.3  # of a Newton step on one minibatch: averages over its neighbours
 
 
@@ -63,6 +69,7 @@ class Game:
     offset: Tensor
     data: Sites | None
     config: FitConfig
+    soft_value: SoftValue | None = None  # of trajectories: refitted to every pool
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Best:
             return {name: value.clone() for name, value in state.items()}
 
         offset = game.offset.item()
+        if game.config.objective in PER_STEP:  # there game.offset is of single steps
+            offset = info.get("offset", math.nan)
         return cls(score, info, copied(game.averaged), copied(game.generator), offset)
 
     def or_better(self, game: Game, info: dict[str, Any], healthy: bool) -> "Best":
@@ -95,33 +104,39 @@ class Best:
         value = info["held_out"]
         if math.isnan(value):
             value = info["ess"] if game.data is None else float(info["round"])
+        if game.soft_value is not None and math.isnan(info["held_out"]):
+            # Weights of whole trajectories are noisy: an early policy may look healthy by luck.
+            healthy, value = True, float(info["round"])
         score = (healthy, value)
         return Best.of(game, score, info) if score > self.score else self
 
     def restore(self, game: Game) -> None:
         """Puts the best parameters into the user's objects."""
+        game.model.soft_value = game.averaged.soft_value
         game.model.load_state_dict(self.model)
         if isinstance(game.generator, nn.Module):
             game.generator.load_state_dict(self.generator)
 
 
-def energy_steps(game: Game, pool: Pool) -> dict[str, float]:
+def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[str, float]:
     """K steps of the energy on minibatches of the pool; the offset follows by Newton's method."""
     if game.energy is None:
         return {"loss": math.nan, "accuracy": math.nan}
     config, offset, n = game.config, game.offset, len(pool.log_q)
-    objective = getattr(losses, config.objective)
+    objective = getattr(losses, OBJECTIVES.get(config.objective, config.objective))
+    log_weights_at = log_weights_of(game, pool, projection)
     n_batch = min(config.batch, pool.n_data)
     mean: list[Tensor] = list(game.averaged.parameters())
     present = [p.detach() for p in game.model.parameters()]
     memory = max(config.average * config.rounds * config.energy_steps, 1.0)  # steps
     total = correct = 0.0
     for _ in range(config.energy_steps):
-        i = torch.randint(pool.n_data, (n_batch,))
+        i = torch.arange(n_batch)  # all rows, or some
+        if n_batch < pool.n_data:
+            i = torch.randint(pool.n_data, (n_batch,))
         j = torch.randint(pool.n_data, n, (round(config.nu * n_batch),))
         at = torch.cat([i, j])
-        log_weights = game.model.log_density(pick(pool.x, at)) - pool.log_q[at]
-        data, draws = log_weights.tensor_split([n_batch])
+        data, draws = map(torch.flatten, log_weights_at(at).tensor_split([n_batch]))
         total += game.energy.step(objective(data, draws, offset, config.nu))
         with torch.no_grad():
             logit_data = losses.discriminator_logit(data, offset, config.nu)
@@ -162,7 +177,7 @@ def generator_target(memory: list[tuple[Pool, Tensor]], game: Game) -> tuple[Sit
     if pool.n_data:
         at_data, at_draws = (log_density - pool.log_q).tensor_split([pool.n_data])
         b = bridge(at_data, at_draws, config.nu)
-        if config.offset == "newton":
+        if config.offset == "newton" and config.objective not in PER_STEP:
             game.offset.fill_(b)
         weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
         return pool.x, weights, 1.0
@@ -191,11 +206,13 @@ def _power(log_weights: Tensor, ess: float) -> float:
 
 
 def generator_steps(
-    game: Game, rows: Sites, log_weights: Tensor, steps: int, round_: int
+    game: Game, pool: Pool, rows: Sites, log_weights: Tensor, steps: int, round_: int
 ) -> float:
     """J steps of the generator; the mean loss."""
     if game.proposal is None or not steps:
         return math.nan
+    if game.config.generator_loss == "score_function" and game.soft_value is not None:
+        return policy_steps(game, pool, steps)
     config, n_batch = game.config, game.config.batch
     at = torch.zeros(steps * n_batch, dtype=torch.long)
     if config.generator_loss == "weighted_forward_kl":
@@ -219,7 +236,11 @@ def _generator_loss(game: Game, batch: Sites, share_left: float) -> Tensor:
             x, _ = generator.rsample_and_log_prob(config.batch)
         log_q = generator.log_prob(x)
         return losses.score_function(log_q, density(x) - log_q)
-    x, log_q = generator.rsample_and_log_prob(config.batch)
+    if isinstance(generator, PolicyGenerator):
+        states, actions, step_log_q = generator.simulate(config.batch, landing=True)
+        x, log_q = generator.layout.unpack(states, actions), step_log_q.sum(1)
+    else:
+        x, log_q = generator.rsample_and_log_prob(config.batch)
     log_weights = density(x) - log_q
     if config.generator_loss == "reverse_kl" and not (config.likelihood_weight and game.data):
         return losses.reverse_kl(log_weights)
@@ -240,11 +261,8 @@ def start(
     config: FitConfig,
 ) -> Game:
     """The players, the generator warm-started on the data by maximum likelihood."""
-    if generator is None:
-        start = data
-        if data is None and model.proper:
-            start = model.sample_base(config.pool)
-        generator = FlowGenerator(model, start)
+    generator = generator or _default_generator(model, data, config)
+    config = resolve(config, model, generator)
     _check_generator(model, generator, config, data is not None)
     offset = torch.zeros((), dtype=model.dtype, device=model.device)
     energy = None
@@ -255,9 +273,10 @@ def start(
             offset.requires_grad_(True)
             groups.append({"params": [offset], "lr": config.offset_lr})
         steps = config.rounds * config.energy_steps
-        energy = _player("energy", groups, config.energy_lr, steps, config.clip)
+        beta2 = 0.999 if model.layout is None else BETA2
+        energy = _player("energy", groups, config.energy_lr, steps, config.clip, beta2)
     proposal = None
-    trainable = (
+    trainable: list[nn.Parameter] = (
         [p for p in generator.parameters() if p.requires_grad]
         if isinstance(generator, nn.Module)
         else []
@@ -275,12 +294,29 @@ def start(
         proposal = _player(
             "generator", [{"params": trainable}], config.generator_lr, steps, config.clip
         )
+    model.soft_value = None
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    return Game(model, averaged, generator, energy, proposal, offset, data, config)
+    soft_value = attach(averaged, generator, config)
+    return Game(model, averaged, generator, energy, proposal, offset, data, config, soft_value)
 
 
-def _player(name: str, groups: list[dict[str, Any]], lr: float, steps: int, clip: float) -> Player:
-    optimiser = torch.optim.Adam(groups, lr=lr, fused=True)
+def _default_generator(model: EnergyModel, data: Sites | None, config: FitConfig) -> Generator:
+    if model.layout is not None:
+        return PolicyGenerator(model, data)
+    if data is None and model.proper:
+        data = model.sample_base(config.pool)
+    return FlowGenerator(model, data)
+
+
+def _player(
+    name: str,
+    groups: list[dict[str, Any]],
+    lr: float,
+    steps: int,
+    clip: float,
+    beta2: float = 0.999,
+) -> Player:
+    optimiser = torch.optim.Adam(groups, lr=lr, betas=(0.9, beta2), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     parameters = [p for group in groups for p in group["params"]]
     return Player(name, parameters, optimiser, schedule, clip)
@@ -339,10 +375,12 @@ def _check_generator(
         )
     for name, site in model.sites.items():
         got, expected = x[name], (64, *site.shape)
-        if tuple(got.shape) != expected or got.dtype != model.dtype:
+        whole = site.trajectory is not None and site.trajectory.space.n
+        dtype = torch.long if whole else model.dtype
+        if tuple(got.shape) != expected or got.dtype != dtype:
             raise GeneratorError(
                 f"site {name!r}: {type(generator).__name__} draws {got.dtype} of shape "
-                f"{tuple(got.shape)}; expected {model.dtype} of shape {expected}.\n"
+                f"{tuple(got.shape)}; expected {dtype} of shape {expected}.\n"
                 "  Most likely a trailing dimension or a default dtype: reshape or convert."
             )
     again = generator.log_prob(x)

@@ -39,7 +39,10 @@ class Generator(Protocol):
     `(n,)`; `log_prob(x)` scores any rows. log q is a density of the constrained sites x.
     """
 
-    has_rsample: bool
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws carry a gradient; an attribute will do."""
+        ...
 
     def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
         """Draws and their log q."""

@@ -66,6 +66,21 @@ def normalised(
     return offset + ratio - 1 - log_weights_data.mean()
 
 
+def likelihood(
+    log_weights_data: Rows,
+    log_weights_draws: Draws,
+    offset: float | Scalar,
+    nu: float = 1.0,
+) -> Scalar:
+    """-E_p[log p~] + E_q[log p~], whose gradient is E_p[grad E] - E_q[grad E].
+
+    The gradient of minus the log-likelihood where q is p_theta (for trajectories: where the policy
+    is soft-optimal for the cost; Ziebart 2010); its value means nothing elsewhere. No weights, no
+    log Z, no offset.
+    """
+    return log_weights_draws.mean() - log_weights_data.mean()
+
+
 def reverse_kl(log_weights_draws: Rows) -> Scalar:
     """E_q[log q - log p~] = KL(q || p_theta) - log Z ([F16] section 3.3: L_G up to b).
 
@@ -92,6 +107,19 @@ def score_function(log_q: Rows, log_weights: Rows) -> Scalar:
     signal = -log_weights.detach()
     baseline = (signal.sum() - signal) / (len(signal) - 1)
     return ((signal - baseline) * log_q).mean()
+
+
+def clipped_score(log_pi: Rows, log_pi_drawn: Rows, advantages: Rows, clip: float = 0.2) -> Scalar:
+    """The policy's score-function loss over steps, for several updates on the same draws.
+
+    -E[min(rho A, clip(rho, 1 - clip, 1 + clip) A)], rho = pi / pi_drawn (Schulman et al. 2017,
+    arXiv:1707.06347). A holds the entropy: it is a (lambda-weighted) sum of the soft advantages
+    l_t = -c - log pi + next_t - h_t of this and later steps, so that at rho = 1 the gradient is
+    that of KL(q || p_theta), and 0 for every draw of a soft-optimal policy.
+    """
+    rho = (log_pi - log_pi_drawn).exp()
+    gain = torch.minimum(rho * advantages, rho.clamp(1 - clip, 1 + clip) * advantages)
+    return -gain.mean()
 
 
 def jensen(

@@ -17,6 +17,7 @@ from ebm_pp.diagnostics import moment_gaps
 from ebm_pp.generator import Generator
 from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import bridge, log_partition_from_weights
+from ebm_pp.policy import PolicyGenerator
 from ebm_pp.sampling import metropolis
 
 CHAINS = 4  # independence-MH chains laid through the pool's draws
@@ -30,12 +31,14 @@ class Pool(NamedTuple):
         log_q: log q_mix of every row.
         n_data: rows of data.
         log_q_generator: log q alone, of the draws of q.
+        step_log_q: log pi of every step of trajectories; None for other programs.
     """
 
     x: Sites
     log_q: Float[Tensor, " n"]
     n_data: int
     log_q_generator: Float[Tensor, " m"]
+    step_log_q: Float[Tensor, "n T"] | None = None
 
     @property
     def draws(self) -> slice:
@@ -76,6 +79,8 @@ def draw_pool(
     model: EnergyModel, generator: Generator, data: Sites | None, size: int, base_share: float
 ) -> Pool:
     """`size` draws of the mixture, and at most `size` rows of the data, with their log q_mix."""
+    if isinstance(generator, PolicyGenerator):
+        return _draw_trajectories(generator, data, size)
     n_base = round(base_share * size) if model.proper else 0
     x_q, log_q = generator.rsample_and_log_prob(size - n_base)
     others = []
@@ -98,6 +103,19 @@ def draw_pool(
         log_base = model.log_base(x)
         log_q_all = torch.logaddexp(log_q_all + math.log(1 - share), log_base + math.log(share))
     return Pool(x, log_q_all, n_data, log_q)
+
+
+def _draw_trajectories(generator: PolicyGenerator, data: Sites | None, size: int) -> Pool:
+    """A pool of at most `size` demonstrations and `size` trajectories of the policy."""
+    states, actions, step_log_q = generator.simulate(size)
+    x = generator.layout.unpack(states, actions)
+    log_q = step_log_q.sum(1)
+    if data is None:
+        return Pool(x, log_q, 0, log_q, step_log_q)
+    n = n_rows(data)
+    some = data if n <= size else pick(data, torch.randperm(n)[:size])
+    step_log_q = torch.cat([generator.step_log_prob(some), step_log_q])
+    return Pool(stack(some, x), step_log_q.sum(1), n_rows(some), log_q, step_log_q)
 
 
 @torch.no_grad()
@@ -134,7 +152,7 @@ def diagnose_round(
         "log_partition_se": log_z.standard_error,
         "ess": log_z.ess,
         "pareto_k": log_z.pareto_k,
-        **_chain_summary(model, x_draws, log_weights),
+        **_chain_summary(_watched(model, x_draws, terms, draws), log_weights),
         "offset": math.nan,
         "offset_gap": math.nan,
         "max_moment_gap": math.nan,
@@ -165,15 +183,28 @@ def diagnose_round(
     return info
 
 
-def _chain_summary(model: EnergyModel, x: Sites, log_weights: Tensor) -> dict[str, float]:
-    """r-hat, effective draws, mcse in sd, of the worst coordinate; an angle by cos and sin."""
-    steps = len(log_weights) // CHAINS
-    index, acceptance = metropolis(log_weights[: steps * CHAINS].reshape(CHAINS, steps))
+def _watched(
+    model: EnergyModel, x: Sites, terms: dict[str, Tensor], draws: slice
+) -> Float[Tensor, "n k"]:
+    """What the chains are judged by: every coordinate, an angle by cos and sin.
+
+    Of trajectories, whose coordinates are many and may be fixed, the cost features.
+    """
     parts: list[Tensor] = []
+    if model.layout is not None:
+        columns = [term[draws] for name, term in terms.items() if name not in model.sites]
+        return torch.stack([c for c in columns if c.std() > 0] or columns, -1)
     for name, value in x.items():
         flat = value.reshape(len(value), -1)
         parts += [flat.cos(), flat.sin()] if model.sites[name].circular else [flat]
-    values = torch.cat(parts, -1)[index]
+    return torch.cat(parts, -1)
+
+
+def _chain_summary(watched: Float[Tensor, "n k"], log_weights: Tensor) -> dict[str, float]:
+    """r-hat, effective draws, mcse in sd, of the worst column."""
+    steps = len(log_weights) // CHAINS
+    index, acceptance = metropolis(log_weights[: steps * CHAINS].reshape(CHAINS, steps))
+    values = watched[index]
     ess, rhat, mcse = chain_statistics(values)
     spread = values.flatten(0, 1).std(0).cpu().numpy()
     return {

@@ -24,6 +24,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from ebm_pp.trajectory import TIME, Layout
+
 Message = dict[str, Any]
 Sites = dict[str, Tensor]
 Visitor = Callable[[Message], None]
@@ -44,6 +46,7 @@ class Site:
         circular: Whether every coordinate is an angle.
         proper: Whether the base measure can be sampled: false for an improper site and for one
             that the program scales or masks, whose base is no longer normalised.
+        trajectory: The site's part in a trajectory; None for any other site.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Site:
     dim: int
     circular: bool
     proper: bool
+    trajectory: Any = None  # a TrajectorySite; beartype fails on Pyro's classes in a record
 
 
 class Run(Messenger):
@@ -235,3 +239,53 @@ def in_plate(run: Runner, supply: Callable[[Message], Tensor], n: int, nesting: 
 
     run(supply, visit, pyro.plate("_draws", n, dim=-1 - nesting))
     return terms
+
+
+def by_step(run: Runner, x: Sites, layout: Layout, *, loop: bool = False) -> Tensor:
+    """Minus the cost of every step of trajectories.
+
+    A packed trajectory's factors inside a plate named `time` are of single steps, and a loop's
+    factors belong to the last action before them (those before any, to the first); all others
+    count for the last step.
+
+    Args:
+        run: Runs the program once.
+        x: Draws, each value `(n, *site_shape)`.
+        layout: The program's trajectory.
+        loop: Whether to run once per draw instead of under `vmap`.
+
+    Returns:
+        `(n, T)`, nats.
+    """
+    last = layout.horizon - 1
+
+    def single(values: Sites) -> Tensor:
+        seen = 0
+        steps: list[Tensor | float] = [0.0] * layout.horizon
+        at_once: Tensor | float = 0.0
+
+        def visit(msg: Message) -> None:
+            nonlocal seen, at_once
+            if is_plate(msg):
+                return
+            seen += msg["name"] in layout.actions
+            if not msg["is_observed"]:
+                return  # a dynamics or control site, whose log density is 0
+            term = log_term(msg)
+            if any(f.name == TIME and f.dim == -1 for f in msg["cond_indep_stack"]):
+                at_once = at_once + term.reshape(-1, term.shape[-1]).sum(0)
+                return
+            at = last if layout.packed else max(seen - 1, 0)
+            steps[at] = steps[at] + term.sum()
+
+        run(lambda msg: values[msg["name"]], visit)
+        zero = torch.zeros(())
+        return torch.stack([zero + step for step in steps]) + at_once
+
+    if loop:
+        rows = [
+            {name: value[i] for name, value in x.items()}
+            for i in range(len(next(iter(x.values()))))
+        ]
+        return torch.stack([single(row) for row in rows])
+    return torch.func.vmap(single)(x)

@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import Transform
 
 from ebm_pp.circle import circular, innermost, is_circular, layers, wrap
+from ebm_pp.dynamics import TrajectorySite
 from ebm_pp.errors import ProgramError
 from ebm_pp.program import Message, Runner, Site, is_plate, log_term
 from ebm_pp.support import bijection, bounds_of, describe, same_support
@@ -76,6 +77,8 @@ def waves(shape: torch.Size) -> Tensor:
 def _feasible(msg: Message, unconstrained: Callable[[torch.Size], Tensor]) -> Tensor:
     """A value in the site's support."""
     fn = msg["fn"]
+    if isinstance(fn, TrajectorySite):
+        return fn.feasible(unconstrained)
     _check_latent(msg["name"], fn)
     if any(bound.requires_grad for bound in bounds_of(fn.support)):
         raise ProgramError(
@@ -211,6 +214,9 @@ def read_site(msg: Message) -> Site:
         Name, shape, support, dimension, whether circular, whether its base can be sampled.
     """
     fn, shape = msg["fn"], tuple(msg["value"].shape)
+    if isinstance(fn, TrajectorySite):
+        dim = msg["value"].numel()
+        return Site(msg["name"], shape, fn.support, dim, False, False, fn)
     around = isinstance(fn, Distribution) and is_circular(fn)
     support = circular if around else fn.support
     dim = bijection(support).inverse_shape(torch.Size(shape)).numel()

@@ -20,6 +20,7 @@ from ebm_pp.errors import DataError, ProgramError
 from ebm_pp.game import Best, Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
 from ebm_pp.pareto import threshold
+from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, require_finite
 
 USABLE_ESS = 0.1  # ESS fraction under which draws are called unusable, whatever their k-hat
@@ -123,7 +124,12 @@ def fit(
             f"fit was given a {type(model).__name__}; expected an EnergyModel.\n"
             "  Wrap the program: fit(EnergyModel(program), data)."
         )
-    config = config or FitConfig()
+    if config is None:
+        config = FitConfig()
+        if model.layout is not None:
+            config = FitConfig.trajectories(
+                model.layout.horizon, opaque=model.layout.dynamics.opaque
+            )
     data, held_out = _checked(model, data, held_out, config)
     bar = tqdm(total=config.rounds, desc="fit", unit="round", disable=not config.progress)
     with torch.random.fork_rng(), bar:
@@ -150,7 +156,9 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     try:
         for r in range(config.rounds):
             pool = draw_pool(averaged, game.generator, data, config.pool, config.base_share)
-            info: dict[str, Any] = {"round": r, **energy_steps(game, pool)}
+            projection = project(game, pool)
+            info: dict[str, Any] = {"round": r, **energy_steps(game, pool, projection)}
+            refit(game, pool, projection)
             with torch.no_grad():
                 terms = averaged.terms(pool.x)
             log_density = torch.stack([*terms.values()]).sum(0)
@@ -169,7 +177,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                     status = Status.CONVERGED
                     break
             if r < config.rounds - 1:
-                info["generator_loss"] = generator_steps(game, rows, log_weights, steps, r)
+                info["generator_loss"] = generator_steps(game, pool, rows, log_weights, steps, r)
         else:
             status = _verdict(best.info, config)
     except (FloatingPointError, torch.linalg.LinAlgError) as error:
@@ -238,7 +246,7 @@ def _checked(
         )
     data = model.check(data)
     n = n_rows(data)
-    if n < config.batch:
+    if n < config.batch and model.layout is None:  # of trajectories there are always few
         raise DataError(
             f"the data have {n} rows; expected at least one batch of {config.batch}.\n"
             f"  Set FitConfig(batch={max(n // 2, 1)}) or give more rows."

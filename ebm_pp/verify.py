@@ -87,7 +87,7 @@ def compile_program(
         trace(validated, _spread)
         check_finite(x, seen[0].terms, sites)
         check_repeatable(run, x, seen)
-        check_connected(run, x, factors, seen[0])
+        check_connected(run, x, factors, seen[-1])
         check_periodic(run, x, [site.name for site in sites.values() if site.circular], seen)
         event_dims = {msg["name"]: len(msg["fn"].event_shape) for msg in latent}
         nesting = max(len(msg["fn"].batch_shape) for msg in probes[0])

@@ -1,0 +1,284 @@
+"""The world of a trajectory: its spaces, its dynamics, and their sites in a Pyro program.
+
+A dynamics site and a control site are their own reference measures, so their log density is 0: the
+dynamics drop out of model and generator by name (trajectory.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import Categorical
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from ebm_pp.errors import ProgramError
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where states or actions live: R^m, a box, or the integers 0 to n - 1.
+
+    Attributes:
+        shape: of one value; `()` for integers.
+        low: lower ends of a box, shape `(m,)`; None elsewhere.
+        high: upper ends.
+        edges: whether a box's ends carry mass of their own, as actions that a controller clips do.
+            The base measure then has a unit mass at each end beside Lebesgue's inside.
+        n: how many integers; 0 if continuous.
+    """
+
+    shape: tuple[int, ...]
+    low: Tensor | None = None
+    high: Tensor | None = None
+    edges: bool = False
+    n: int = 0
+
+    @classmethod
+    def real(cls, m: int) -> "Space":
+        """Vectors of m real numbers."""
+        return cls((m,))
+
+    @classmethod
+    def box(cls, low: Any, high: Any, *, edges: bool = False) -> "Space":  # noqa: ANN401
+        """Vectors between `low` and `high`, each `(m,)` or a number."""
+        low, high = torch.broadcast_tensors(*map(torch.as_tensor, (low, high)))
+        low, high = (end.reshape(-1).to(torch.get_default_dtype()) for end in (low, high))
+        if not (low < high).all() or not (low.isfinite() & high.isfinite()).all():
+            raise ProgramError(
+                f"a box from {low.tolist()} to {high.tolist()}; expected finite ends, low < high."
+                "\n  For unbounded values use Space.real."
+            )
+        return cls((len(low),), low, high, edges)
+
+    @classmethod
+    def discrete(cls, n: int) -> "Space":
+        """The integers 0 to n - 1."""
+        return cls((), n=n)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Pyro's constraint on one value."""
+        if self.n:
+            return constraints.integer_interval(0, self.n - 1)
+        if self.low is not None:
+            return constraints.independent(constraints.interval(self.low, self.high), 1)
+        return constraints.real_vector
+
+    def feasible(self, u: Tensor) -> Tensor:
+        """A value of the space from any real numbers of its shape."""
+        if self.n:
+            return (u.sigmoid() * self.n).long()
+        if self.low is None or self.high is None:
+            return u
+        return self.low.to(u) + (self.high - self.low).to(u) * u.sigmoid()
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A simulator's step: its density is unknown, and no gradient runs through it.
+
+    Attributes:
+        step: (states `(n, *)`, actions `(n, *)`) -> next states, by any code.
+        deterministic: whether one state and action always lead to the same next state.
+    """
+
+    step: Callable[[Tensor, Tensor], Tensor]
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Dynamics:
+    """How a trajectory starts and moves; the same on both sides of the game.
+
+    Attributes:
+        start: law of s_0, with event shape `(state,)` or, for integers, `()`.
+        step: (states, actions), each with a leading n, to the next states: a tensor
+            (deterministic), a distribution (noise with known density), or `Opaque`.
+        actions: where the actions live.
+        states: where the states live; read from `start` if left out.
+        transitions: `(S, A, S)` probabilities of a tabular problem, see `tabular`.
+        absorbing: whether the last state coordinate says alive (1) or ended (0). Once ended, the
+            action is 0 and its density 1 on both sides, so surviving or not only changes the cost.
+    """
+
+    start: Distribution
+    step: Callable[[Tensor, Tensor], Tensor | Distribution] | Opaque
+    actions: Space
+    states: Space | None = None
+    transitions: Tensor | None = None
+    absorbing: bool = False
+
+    def __post_init__(self) -> None:
+        """Reads the state space from the start and tries one step; ProgramError if they differ."""
+        if self.states is None:
+            shape = tuple(self.start.event_shape)
+            if len(shape) != 1:
+                raise ProgramError(
+                    f"the start state has event shape {shape}; expected one vector, (state,).\n"
+                    "  Most likely .to_event(1) is missing; integers need Dynamics.tabular."
+                )
+            object.__setattr__(self, "states", Space.real(shape[0]))
+        if isinstance(self.step, Opaque):
+            object.__setattr__(self, "_deterministic", self.step.deterministic)
+            return
+        state = self.start.sample((2,))
+        action = self.actions.feasible(torch.zeros(2, *self.actions.shape).to(_float(state)))
+        moved = self.step(state, action)
+        certain = isinstance(moved, Tensor)
+        got = tuple(moved.shape if isinstance(moved, Tensor) else draw(moved).shape)
+        if got != (2, *self.space.shape):
+            raise ProgramError(
+                f"dynamics: step gave shape {got} for 2 states of shape {self.space.shape}; "
+                f"expected {(2, *self.space.shape)}.\n  Most likely the leading n is lost: step "
+                "takes and gives rows, (n, state)."
+            )
+        object.__setattr__(self, "_deterministic", certain)
+
+    @classmethod
+    def tabular(
+        cls, transitions: Float[Tensor, "S A S"], start: Float[Tensor, " S"]
+    ) -> "Dynamics":
+        """A finite Markov decision process.
+
+        Args:
+            transitions: P(s' | s, a), each row summing to one.
+            start: probabilities of s_0.
+        """
+        sums = transitions.sum(-1)
+        if transitions.dim() != 3 or transitions.shape[0] != transitions.shape[2] or (
+            (sums - 1).abs().max() > 1e-5 or (transitions < 0).any()
+        ):  # fmt: skip
+            raise ProgramError(
+                f"transitions of shape {tuple(transitions.shape)} with rows summing to "
+                f"{sums.min().item():g}..{sums.max().item():g}; expected (S, A, S) and "
+                "probabilities.\n  Most likely the axes are in another order: state, action, next."
+            )
+        certain = bool((transitions.max(-1).values == 1).all())
+
+        def step(states: Tensor, actions: Tensor) -> Tensor | Distribution:
+            rows = transitions[states, actions]
+            return rows.argmax(-1) if certain else Categorical(rows)
+
+        size, n_actions = transitions.shape[:2]
+        return cls(
+            Categorical(start), step, Space.discrete(n_actions), Space.discrete(size), transitions
+        )
+
+    def __deepcopy__(self, memo: dict) -> "Dynamics":
+        """Itself: a world has no parameters, and a simulator can't be copied."""
+        return self
+
+    @property
+    def opaque(self) -> bool:
+        """Whether the step is a black box."""
+        return isinstance(self.step, Opaque)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether a state and an action determine the next state."""
+        return self._deterministic  # type: ignore[attr-defined]
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether a gradient runs from the next state to the action."""
+        return not self.opaque and not self.space.n and not self.actions.n
+
+    @property
+    def space(self) -> Space:
+        """Where the states live."""
+        assert self.states is not None, "__post_init__ sets it"
+        return self.states
+
+    def reset(self, n: int) -> Tensor:
+        """Draws n start states."""
+        return self.start.sample((n,))
+
+    def advance(self, states: Tensor, actions: Tensor) -> Tensor:
+        """The next states; differentiable where the step is."""
+        if isinstance(self.step, Opaque):
+            with torch.no_grad():
+                return self.step.step(states.detach(), actions.detach()).detach()
+        moved = self.step(states, actions)
+        if isinstance(moved, Tensor):
+            return moved
+        return draw(moved)
+
+    def blocks(self, n: int) -> list[int]:
+        """In which portions n trajectories are simulated."""
+        return [n]
+
+    def start_site(self) -> "TrajectorySite":
+        """The law of s_0, for `pyro.sample`."""
+        return TrajectorySite(self, "start", self.space.shape)
+
+    def control_site(self) -> "TrajectorySite":
+        """The flat measure of one action, for `pyro.sample`."""
+        return TrajectorySite(self, "control", self.actions.shape)
+
+    def next_site(self, state: Tensor, action: Tensor) -> "TrajectorySite":
+        """The law of the state that follows, for `pyro.sample`."""
+        return TrajectorySite(self, "next", self.space.shape, (state, action))
+
+
+class TrajectorySite(TorchDistribution):
+    """A site that is its own reference measure, so its log density is 0.
+
+    Args:
+        dynamics: it belongs to.
+        role: "start", "next", "path" (all states) or "control".
+        shape: of one draw.
+        given: state and action before, for "next".
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  Pyro's own form
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        role: str,
+        shape: tuple[int, ...],
+        given: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
+        self.dynamics, self.role, self.given = dynamics, role, given
+        self.space = dynamics.actions if role == "control" else dynamics.space
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The space, for every step alike."""
+        extra = len(self.event_shape) - len(self.space.shape)
+        return constraints.independent(self.space.support, extra) if extra else self.space.support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """0: a density with respect to itself."""
+        shape = value.shape[: value.dim() - len(self.event_shape)]
+        return torch.zeros(shape, device=value.device)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:  # noqa: ANN401
+        """A start or next state; ProgramError for a control or a whole path."""
+        if self.role == "start":
+            return self.dynamics.start.sample(sample_shape)
+        if self.role == "next" and self.given is not None and not sample_shape:
+            state, action = self.given
+            return self.dynamics.advance(state[None], action[None])[0]
+        raise ProgramError(
+            f"a {self.role} site was asked for a draw, but its base measure is flat; expected "
+            "a policy to draw it.\n  Draw with PolicyGenerator.rsample_and_log_prob."
+        )
+
+    def feasible(self, unconstrained: Callable[[torch.Size], Tensor]) -> Tensor:
+        """Some value of the site."""
+        return self.space.feasible(unconstrained(self.event_shape))
+
+
+def draw(law: Distribution) -> Tensor:
+    """One draw, differentiable if the distribution can."""
+    return law.rsample() if law.has_rsample else law.sample()
+
+
+def _float(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() else torch.zeros(())
