@@ -84,10 +84,13 @@ class Opaque:
     Attributes:
         step: (states `(n, *)`, actions `(n, *)`) -> next states, by any code.
         deterministic: whether one state and action always lead to the same next state.
+        copies: of a running environment, which steps only from where it stands; 0 for a function,
+            which steps any number of rows from anywhere.
     """
 
     step: Callable[[Tensor, Tensor], Tensor]
     deterministic: bool = False
+    copies: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +181,11 @@ class Dynamics:
         return isinstance(self.step, Opaque)
 
     @property
+    def resettable(self) -> bool:
+        """Whether one can step from any state, as a function can and an environment can't."""
+        return not isinstance(self.step, Opaque) or not self.step.copies
+
+    @property
     def deterministic(self) -> bool:
         """Whether a state and an action determine the next state."""
         return self._deterministic  # type: ignore[attr-defined]
@@ -208,8 +216,9 @@ class Dynamics:
         return draw(moved)
 
     def blocks(self, n: int) -> list[int]:
-        """In which portions n trajectories are simulated."""
-        return [n]
+        """In which portions at least n trajectories are simulated."""
+        copies = self.step.copies if isinstance(self.step, Opaque) else 0
+        return [copies] * -(-n // copies) if copies else [n]
 
     def start_site(self) -> "TrajectorySite":
         """The law of s_0, for `pyro.sample`."""
