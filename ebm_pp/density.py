@@ -205,12 +205,17 @@ class EnergyModel(nn.Module):
             x: Trajectories, each value `(n, *site_shape)`.
 
         Returns:
-            Nats per step.
+            Nats per step; the last step's include the terminal cost.
 
         Raises:
             ProgramError: The program has no trajectory.
             DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
+        stages = self.stage_log_density(x)
+        return torch.cat([stages[:, :-2], stages[:, -2:].sum(1, keepdim=True)], 1)
+
+    def stage_log_density(self, x: Sites) -> Float[Tensor, "n stages"]:
+        """`step_log_density` with minus the terminal cost in a column of its own, the last."""
         if self.layout is None:
             raise ProgramError(
                 f"the sites {list(self.sites)} make no trajectory; expected states and actions.\n"

@@ -102,11 +102,14 @@ def refit(game: "Game", pool: Pool, projection: Projection | None) -> None:
         game.soft_value.keep_(projection, _rewards(game.averaged, pool, projection))
 
 
-def _rewards(model: EnergyModel, pool: Pool, projection: Projection) -> Float[Tensor, "n T"]:
-    """r_t = -c - log pi of the draws that the regression takes."""
+def _rewards(
+    model: EnergyModel, pool: Pool, projection: Projection
+) -> Float[Tensor, "n stages"]:
+    """r_t = -c - log pi of the draws that the regression takes, and minus the terminal cost."""
     assert pool.step_log_q is not None, "draw_pool sets it for policies"
     rows = slice(pool.draws.start, pool.draws.start + projection.n)
-    rewards = model.step_log_density(pick(pool.x, rows)) - pool.step_log_q[rows]
+    step_log_q = torch.nn.functional.pad(pool.step_log_q[rows], [0, 1])
+    rewards = model.stage_log_density(pick(pool.x, rows)) - step_log_q
     if not rewards.isfinite().all():
         raise FloatingPointError("the cost of a step is not finite at a draw of the policy")
     return rewards

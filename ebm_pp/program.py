@@ -242,11 +242,11 @@ def in_plate(run: Runner, supply: Callable[[Message], Tensor], n: int, nesting: 
 
 
 def by_step(run: Runner, x: Sites, layout: Layout, *, loop: bool = False) -> Tensor:
-    """Minus the cost of every step of trajectories.
+    """Minus the cost of every step of trajectories, and minus the terminal cost.
 
-    A packed trajectory's factors inside a plate named `time` are of single steps, and a loop's
-    factors belong to the last action before them (those before any, to the first); all others
-    count for the last step.
+    A packed trajectory's factors inside a plate named `time` are of single steps; all others are
+    terminal. A loop's factors belong to the last action before them (those before any, to the
+    first); after the last state they are terminal.
 
     Args:
         run: Runs the program once.
@@ -255,32 +255,34 @@ def by_step(run: Runner, x: Sites, layout: Layout, *, loop: bool = False) -> Ten
         loop: Whether to run once per draw instead of under `vmap`.
 
     Returns:
-        `(n, T)`, nats.
+        `(n, T + 1)`, nats; the last column is terminal.
     """
-    last = layout.horizon - 1
+    horizon = layout.horizon
 
     def single(values: Sites) -> Tensor:
         seen = 0
-        steps: list[Tensor | float] = [0.0] * layout.horizon
+        steps: list[Tensor | float] = [0.0] * (horizon + 1)
         at_once: Tensor | float = 0.0
 
         def visit(msg: Message) -> None:
             nonlocal seen, at_once
             if is_plate(msg):
                 return
-            seen += msg["name"] in layout.actions
+            # The action that costs belong to; beyond the last state, none.
+            seen += msg["name"] in layout.actions or msg["name"] == layout.states[-1]
             if not msg["is_observed"]:
                 return  # a dynamics or control site, whose log density is 0
             term = log_term(msg)
             if any(f.name == TIME and f.dim == -1 for f in msg["cond_indep_stack"]):
                 at_once = at_once + term.reshape(-1, term.shape[-1]).sum(0)
                 return
-            at = last if layout.packed else max(seen - 1, 0)
+            at = horizon if layout.packed else max(seen - 1, 0)
             steps[at] = steps[at] + term.sum()
 
         run(lambda msg: values[msg["name"]], visit)
         zero = torch.zeros(())
-        return torch.stack([zero + step for step in steps]) + at_once
+        within = torch.cat([(zero + at_once).expand(horizon), zero.reshape(1)])
+        return torch.stack([zero + step for step in steps]) + within
 
     if loop:
         rows = [

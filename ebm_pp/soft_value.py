@@ -1,8 +1,8 @@
 """The soft value h_t(s): the log partition function of what is left of a trajectory.
 
-With r_t = -c(s_t, a_t) - log pi(a_t | s_t), cost and policy of the moment,
+With r_t = -c(s_t, a_t) - log pi(a_t | s_t), cost and policy of the moment, and r_T = -c_T(s_T),
 
-    h_t(s) = E_q[ sum_{t' >= t} r_t' | s_t = s ],     h_T = 0 after the last cost,
+    h_t(s) = E_q[ sum_{t' >= t} r_t' | s_t = s ],     h_T(s_T) = -c_T(s_T),
 
 is at most log Z_t(s), minus the soft cost-to-go, and equal to it where pi is soft-optimal. One
 function serves as log Z(s_0) = h_0(s_0) in the discriminator's offset, as the potential of
@@ -13,7 +13,8 @@ score-function steps. The per-step log weight
     next_t = h_{t+1}(s_{t+1})            "step", exact for deterministic dynamics
     next_t = E[h_{t+1}(s') | s_t, a_t]   "causal", exact always
 
-is the soft advantage: 0 at every step of a soft-optimal policy. In "step" form their sum is
+(and the last l_t also has -c_T(s_T) - h_T(s_T), what h_T misses of the terminal cost) is the soft
+advantage: 0 at every step of a soft-optimal policy. In "step" form their sum is
 log weight(tau) - h_0(s_0).
 
 h is fitted to fresh draws of the policy, never to demonstrations (a hundred of them would be
@@ -35,10 +36,10 @@ from torch.nn.functional import one_hot
 from ebm_pp.dynamics import Dynamics, Opaque, draw
 from ebm_pp.trajectory import Layout, Trajectories
 
-RIDGE = 1e-6  # relative to the features' mean square
+RIDGE = 1e-8  # on correlations of features
 ROWS = 40_000  # states in a regression, at most
 PER_STEP = 12  # rows per feature from which every step gets coefficients of its own
-DRAWS = 16  # of the next state, where its expectation has no closed form
+DRAWS = 8  # of the next state, where its expectation has no closed form
 RIDGES = 64  # random features
 
 
@@ -96,24 +97,34 @@ class Projection:
     """The regression of one pool, ready for any rewards.
 
     Attributes:
-        solve: from r `(n, T)` of the pool's first n draws to the coefficients of h_t, t = 0..T,
-            and of next_t, t = 0..T-1.
+        solve: from r `(n, T + 1)` of the pool's first n draws to the coefficients of h_t,
+            t = 0..T, and of next_t, t = 0..T-1.
         n: draws used.
-        now: features of s_t of every row of the pool, `(N, T, F)`.
-        following: those of next_t.
+        now: features of s_t of every row of the pool, `(N, T + 1, F)`.
+        following: those of next_t, `(N, T, G)`.
     """
 
     solve: Callable[[Tensor], tuple[Tensor, Tensor]]
     n: int
-    now: Float[Tensor, "N T F"]
+    now: Float[Tensor, "N stages F"]
     following: Float[Tensor, "N T G"]
 
-    def steps(self, rewards: Float[Tensor, "n T"], at: Int[Tensor, " m"]) -> Float[Tensor, "m T"]:
-        """next_t - h_t(s_t) of some rows of the pool; differentiable in the rewards."""
-        h, after = self.solve(rewards)
-        return torch.einsum("ntf,tf->nt", self.following[at], after) - torch.einsum(
-            "ntf,tf->nt", self.now[at], h[:-1]
-        )
+    def steps(
+        self, rewards: Float[Tensor, "n stages"], at: Int[Tensor, " m"]
+    ) -> Float[Tensor, "m T"]:
+        """What to add to r of some rows for their l_t; differentiable in the rewards."""
+        return _advance(self.now[at], self.following[at], *self.solve(rewards))
+
+
+def _advance(
+    now: Float[Tensor, "n stages F"], following: Float[Tensor, "n T G"], h: Tensor, after: Tensor
+) -> Float[Tensor, "n T"]:
+    """next_t - h_t(s_t), in the last step also -h_T(s_T), from features and coefficients."""
+    values = torch.einsum("ntf,tf->nt", now, h)
+    ahead = torch.einsum("ntg,tg->nt", following, after)
+    last = torch.zeros_like(ahead)
+    last[:, -1] = values[:, -1]
+    return ahead - values[:, :-1] - last
 
 
 class SoftValue(nn.Module):
@@ -135,24 +146,24 @@ class SoftValue(nn.Module):
         space, actions = dynamics.space, dynamics.actions
         width = 0 if space.n else space.shape[0]
         self.features = Features(width, space.n, layout.horizon)
-        # Of a simulator that can't be set to a state, E[h(s') | s, a] is itself a regression.
+        # Of a simulator, E[h(s') | s, a] is itself a regression, on state and action.
         self.pairs = None
-        if self.causal and dynamics.opaque and not resettable(dynamics):
+        if self.causal and dynamics.opaque:
+            both = bool(space.n and actions.n)
             pair = (space.n or width) + (actions.n or actions.shape[0])
-            self.pairs = Features(pair, 0, layout.horizon)
+            self.pairs = Features(0 if both else pair, space.n * actions.n, layout.horizon)
         size = self.features.size if self.pairs is None else self.pairs.size
         self.register_buffer("coefficients", torch.zeros(layout.horizon + 1, self.features.size))
         self.register_buffer("coefficients_after", torch.zeros(layout.horizon, size))
 
     def forward(self, tau: Trajectories) -> Float[Tensor, "n T"]:
-        """next_t - h_t(s_t): what to add to minus the cost of every step."""
-        now, following = self._now(tau), self._following(tau)
-        return torch.einsum("ntf,tf->nt", following, self.coefficients_after) - torch.einsum(
-            "ntf,tf->nt", now, self.coefficients[:-1]
+        """What to add to minus the cost of every step, terminal included, for l_t + log pi."""
+        return _advance(
+            self._now(tau), self._following(tau), self.coefficients, self.coefficients_after
         )
 
     def total(self, tau: Trajectories) -> Float[Tensor, " n"]:
-        """sum_t (next_t - h_t(s_t)); in "step" form it telescopes to -h_0(s_0)."""
+        """The sum of `forward` over t; in "step" form it telescopes to -h_0(s_0)."""
         return self(tau).sum(1) if self.causal else -self.start(tau.states[:, 0])
 
     def start(self, states: Tensor) -> Float[Tensor, " n"]:
@@ -174,7 +185,7 @@ class SoftValue(nn.Module):
         horizon = self.layout.horizon
         drawn = Trajectories(tau.states[draws], tau.actions[draws])
         if not self.features.n:
-            self.features.standardise_(drawn.states[:, :-1].flatten(0, 1))
+            self.features.standardise_(drawn.states.flatten(0, 1))
         if self.pairs is not None:
             self.pairs.standardise_(self._pairs(drawn).flatten(0, 1))
         now, following = self._now(tau), self._following(tau)
@@ -182,36 +193,34 @@ class SoftValue(nn.Module):
         enough = 0 if self.features.n else PER_STEP * self.features.size
         separate = n >= enough
         n = min(n, max(ROWS // horizon, enough))
-        mine, others = now[draws][:n], following[draws][:n]
-        if separate and self.causal and self.pairs is None:
-            gram = _gram(mine.transpose(0, 1))
-
-            def backward(rewards: Tensor) -> tuple[Tensor, Tensor]:
-                h = [torch.zeros_like(self.coefficients[0])]
-                for t in reversed(range(horizon)):
-                    target = rewards[:, t] + others[:, t] @ h[-1]
-                    h.append(_solve(gram[t], mine[:, t].T @ target / n))
-                found = torch.stack(h[::-1])
-                return found, found[1:]
-
-            return Projection(backward, n, now, following)
-
-        fit = _shared(mine) if not separate else _separate(mine)
-        fit_after = None
+        regress = _separate if separate else _shared
+        fit = regress(now[draws][:n])
+        smooth = None
+        expected = following[draws][:n]
         if self.pairs is not None:
-            fit_after = _shared(others) if not separate else _separate(others)
+            some = Trajectories(drawn.states[:n], drawn.actions[:n])
+            smooth = regress(expected)(self._seen(some))  # (T, G, F)
+            expected = torch.einsum("ntg,tgf->ntf", expected, smooth)
 
-        def forward(rewards: Tensor) -> tuple[Tensor, Tensor]:
+        def after(h: Tensor) -> Tensor:
+            return h[1:] if smooth is None else torch.einsum("tgf,tf->tg", smooth, h[1:])
+
+        def solve(rewards: Tensor) -> tuple[Tensor, Tensor]:
             to_go = rewards.flip(1).cumsum(1).flip(1)
-            h = torch.cat([fit(to_go), torch.zeros_like(self.coefficients[:1])])
-            if fit_after is None:
-                return h, h[1:]
-            later = torch.cat([to_go[:, 1:], torch.zeros_like(to_go[:, :1])], 1)
-            return h, fit_after(later)
+            h = fit(to_go)
+            return h, after(h)
 
-        return Projection(forward, n, now, following)
+        def backward(rewards: Tensor) -> tuple[Tensor, Tensor]:
+            h = [fit.at(horizon, rewards[:, horizon])]
+            for t in reversed(range(horizon)):
+                target = rewards[:, t] + expected[:, t] @ h[-1]
+                h.append(fit.at(t, target))
+            found = torch.stack(h[::-1])
+            return found, after(found)
 
-    def keep_(self, projection: Projection, rewards: Float[Tensor, "n T"]) -> None:
+        return Projection(backward if separate and self.causal else solve, n, now, following)
+
+    def keep_(self, projection: Projection, rewards: Float[Tensor, "n stages"]) -> None:
         """Makes the solution for these rewards its own."""
         h, after = projection.solve(rewards)
         self.coefficients.copy_(h)
@@ -220,61 +229,104 @@ class SoftValue(nn.Module):
     def _times(self, tau: Trajectories) -> Tensor:
         return torch.arange(self.layout.horizon, device=tau.states.device)
 
-    def _now(self, tau: Trajectories) -> Float[Tensor, "n T F"]:
-        return self.features(tau.states[:, :-1], self._times(tau))
+    def _now(self, tau: Trajectories) -> Float[Tensor, "n stages F"]:
+        times = torch.arange(self.layout.horizon + 1, device=tau.states.device)
+        return self.features(tau.states, times)
 
     def _following(self, tau: Trajectories) -> Float[Tensor, "n T G"]:
         """Features whose product with `coefficients_after` is next_t."""
-        times = self._times(tau)
         if self.pairs is not None:
-            return self.pairs(self._pairs(tau), times)
-        if not self.causal:
-            return self.features(tau.states[:, 1:], times + 1)
+            return self.pairs(self._pairs(tau), self._times(tau))
+        return self._expected(tau) if self.causal else self._seen(tau, drawn=True)
+
+    def _expected(self, tau: Trajectories) -> Float[Tensor, "n T F"]:
+        """E[features(s_{t+1}) | s_t, a_t], by the dynamics."""
         n, horizon = tau.actions.shape[:2]
+        times = self._times(tau) + 1
 
         def features(states: Tensor) -> Tensor:
-            return self.features(states.unflatten(0, (n, horizon)), times + 1).flatten(0, 1)
+            return self.features(states.unflatten(0, (n, horizon)), times).flatten(0, 1)
 
         states, actions = tau.states[:, :-1].flatten(0, 1), tau.actions.flatten(0, 1)
         return expect(self.layout.dynamics, features, states, actions).unflatten(0, (n, horizon))
 
+    def _seen(self, tau: Trajectories, *, drawn: bool = False) -> Float[Tensor, "n T F"]:
+        """Features of the drawn s_{t+1}, or of a few more where a simulator can be set back."""
+        if not drawn and resettable(self.layout.dynamics):
+            return self._expected(tau)
+        return self.features(tau.states[:, 1:], self._times(tau) + 1)
+
     def _pairs(self, tau: Trajectories) -> Tensor:
-        parts = []
-        for value, space in (
-            (tau.states[:, :-1], self.layout.dynamics.space),
-            (tau.actions, self.layout.dynamics.actions),
-        ):
-            parts.append((one_hot(value, space.n) if space.n else value).to(self.coefficients))
+        states, actions = tau.states[:, :-1], tau.actions
+        space, choices = self.layout.dynamics.space, self.layout.dynamics.actions
+        if space.n and choices.n:
+            return states * choices.n + actions
+        parts = [
+            (one_hot(value, where.n) if where.n else value).to(self.coefficients)
+            for value, where in ((states, space), (actions, choices))
+        ]
         return torch.cat(parts, -1)
 
 
-def _gram(features: Float[Tensor, "*batch n F"]) -> Tensor:
-    """Cholesky factors of mean(features features') + ridge, in float64."""
-    double = features.double()
-    gram = (double.mT @ double) / features.shape[-2]
-    size = gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
-    # A constant 1e-12 keeps integers that no draw visits at coefficient 0.
-    gram = gram + torch.diag_embed((RIDGE * size + 1e-12).expand(gram.shape[:-1]))
-    return torch.linalg.cholesky(gram)
+def _gram(features: Float[Tensor, "*batch n F"]) -> tuple[Tensor, Tensor]:
+    """Root mean squares of the features, and the Cholesky factor of their correlations + ridge."""
+    gram = (features.mT @ features) / features.shape[-2]
+    scale = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)  # of an integer that no draw visits
+    gram = gram / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    gram.diagonal(dim1=-2, dim2=-1).add_(RIDGE)
+    return scale, torch.linalg.cholesky(gram)
 
 
-def _solve(factor: Tensor, moments: Tensor) -> Tensor:
-    solution = torch.cholesky_solve(moments.double().unsqueeze(-1), factor)
-    return solution.squeeze(-1).to(moments)
+@dataclass(frozen=True)
+class LeastSquares:
+    """Least squares on fixed rows, for any targets.
+
+    Attributes:
+        rows: features `(T, n, F)`, or of all steps together `(1, n T, F)`; in float64, since
+            random features are nearly collinear.
+        scale: of every feature.
+        factor: see `_gram`.
+        times: how many coefficients of each feature to give: T.
+    """
+
+    rows: Tensor
+    scale: Tensor
+    factor: Tensor
+    times: int
+
+    def __call__(self, targets: Float[Tensor, "n T ..."]) -> Tensor:
+        """Coefficients `(T, F)`, or `(T, F, k)` of targets `(n, T, k)`; T times."""
+        several = targets.dim() == 3
+        y = targets if several else targets.unsqueeze(-1)
+        y = y.transpose(0, 1) if len(self.rows) > 1 else y.flatten(0, 1).unsqueeze(0)
+        moments = self.rows.mT @ y.double() / self.rows.shape[1]
+        solution = _solve(self.scale, self.factor, moments).to(y)
+        solution = solution.expand(self.times, *solution.shape[1:])
+        return solution if several else solution.squeeze(-1)
+
+    def at(self, t: int, target: Float[Tensor, " n"]) -> Float[Tensor, " F"]:
+        """Coefficients of step t alone."""
+        rows = self.rows[t]
+        moments = (rows.T @ target.double() / len(rows)).unsqueeze(-1)
+        return _solve(self.scale[t], self.factor[t], moments).squeeze(-1).to(target)
 
 
-def _separate(features: Float[Tensor, "n T F"]) -> Callable[[Tensor], Tensor]:
-    """From targets `(n, T)` to coefficients of every step."""
-    factor = _gram(features.transpose(0, 1))
-    return lambda y: _solve(factor, torch.einsum("ntf,nt->tf", features, y) / len(features))
+def _solve(scale: Tensor, factor: Tensor, moments: Float[Tensor, "*batch F k"]) -> Tensor:
+    scale = scale.unsqueeze(-1)
+    return torch.cholesky_solve(moments / scale, factor) / scale
 
 
-def _shared(features: Float[Tensor, "n T F"]) -> Callable[[Tensor], Tensor]:
-    """From targets `(n, T)` to coefficients that all steps share."""
-    _, horizon, size = features.shape
-    flat = features.reshape(-1, size)
-    factor = _gram(flat)
-    return lambda y: _solve(factor, flat.T @ y.flatten() / len(flat)).expand(horizon, size)
+def _separate(features: Float[Tensor, "n T F"]) -> LeastSquares:
+    """Coefficients of every step of its own."""
+    rows = features.transpose(0, 1).double().contiguous()
+    return LeastSquares(rows, *_gram(rows), features.shape[1])
+
+
+def _shared(features: Float[Tensor, "n T F"]) -> LeastSquares:
+    """Coefficients that all steps share."""
+    rows = features.reshape(1, -1, features.shape[-1]).double()
+    return LeastSquares(rows, *_gram(rows), features.shape[1])
 
 
 def resettable(dynamics: Dynamics) -> bool:
@@ -288,7 +340,7 @@ def expect(
     """E[h(s') | s, a] of rows, for h with values `(n, F)`.
 
     Exact for tables; by cubature, exact for polynomials of degree 3, for Gaussian noise
-    (Arasaratnam & Haykin 2009); else the mean over 16 draws.
+    (Arasaratnam & Haykin 2009); else the mean over 8 draws.
     """
     if isinstance(dynamics.step, Opaque):
         return torch.stack([h(dynamics.advance(states, actions)) for _ in range(DRAWS)]).mean(0)

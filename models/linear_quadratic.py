@@ -198,16 +198,20 @@ class LinearQuadratic(nn.Module):
 
 
 class QuadraticCost(nn.Module):
-    """The program of a world's whole cost, known: every letter of the module, nothing learned."""
+    """The program of a world's whole cost, known: every letter of the module, nothing learned.
 
-    def __init__(self, world: World, dtype: torch.dtype = torch.float64) -> None:
+    `EnergyModel(QuadraticCost(world)).double()` for float64.
+    """
+
+    def __init__(self, world: World) -> None:
         super().__init__()
-        self.world, self.dynamics, self.dtype = world, world.dynamics(dtype), dtype
+        self.world, self.dynamics = world, world.dynamics(torch.float64)
 
     def forward(self) -> None:
         """One trajectory."""
-        w, to = self.world, self.dtype
+        w = self.world
         tau = trajectory(self.dynamics, w.horizon)
+        to = tau.states.dtype
         x, u = tau.states[:-1], tau.actions
         with pyro.plate("time", w.horizon):
             quadratic = ((x @ w.Q.to(to)) * x).sum(-1) + ((u @ w.R.to(to)) * u).sum(-1)
