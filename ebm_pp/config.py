@@ -132,9 +132,9 @@ class FitConfig:
         """
         steps = 16_000 if opaque else 64_000  # of the dynamics, a round
         defaults: dict[str, Any] = {
-            "pool": max(steps // horizon, 32), "batch": max(min(8_000 // horizon, 512), 32),
-            "base_share": 0.0, "rounds": 100, "energy_steps": 5, "energy_lr": 2e-2,
-            "generator_steps_max": 10, "ess_target": 1.1, "patience": 100,
+            "pool": max(steps // horizon, 32), "batch": max(min(4_000 // horizon, 512), 32),
+            "base_share": 0.0, "rounds": 80, "energy_steps": 5, "energy_lr": 2e-2,
+            "generator_steps_max": 10, "ess_target": 1.1, "patience": 80,
         }  # fmt: skip
         return cls(**(defaults | changes))
 

@@ -68,7 +68,9 @@ class World:
         """The world for a program, without its cost."""
         A, B, b = (part.to(dtype) for part in (self.A, self.B, self.b))
         root = (_root(self.W) if self.noisy else self.W).to(dtype)
-        start = dist.MultivariateNormal(self.mu, scale_tril=_root(self.S_0))
+        start = dist.Delta(self.mu, event_dim=1)
+        if self.S_0.any():
+            start = dist.MultivariateNormal(self.mu, scale_tril=_root(self.S_0))
 
         def step(states: Tensor, actions: Tensor) -> Tensor | Distribution:
             mean = states.to(dtype) @ A.T + actions.to(dtype) @ B.T + b
@@ -200,12 +202,14 @@ class LinearQuadratic(nn.Module):
 class QuadraticCost(nn.Module):
     """The program of a world's whole cost, known: every letter of the module, nothing learned.
 
-    `EnergyModel(QuadraticCost(world)).double()` for float64.
+    Args:
+        world: all of it.
+        dtype: of the dynamics; `EnergyModel(QuadraticCost(world)).double()` goes with float64.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        self.world, self.dynamics = world, world.dynamics(torch.float64)
+        self.world, self.dynamics = world, world.dynamics(dtype)
 
     def forward(self) -> None:
         """One trajectory."""
