@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import CheckpointError
 from ebm_pp.generator import FlowGenerator, Generator
+from ebm_pp.policy import NeuralPolicy, PolicyGenerator
+from ebm_pp.soft_value import SoftValue
 from ebm_pp.training import Fit, Status
 
 FORMAT = 1
@@ -34,6 +37,8 @@ def save(fit: Fit, path: str | Path) -> None:
         "model": fit.model.state_dict(),
         "generator": generator.state_dict() if isinstance(generator, nn.Module) else {},
         "flow": generator.settings if isinstance(generator, FlowGenerator) else None,
+        "policy": _policy_settings(generator),
+        "causal": None if fit.model.soft_value is None else fit.model.soft_value.causal,
         "history": [dict(info) for info in fit.history],
         "status": fit.status.name,
         "config": dataclasses.asdict(fit.config),
@@ -59,7 +64,8 @@ def load(
         path: a file that `save` wrote.
         program: the program that was fitted; its code is not in the file.
         *args: its arguments.
-        generator: makes the generator from the model; needed if it was no `FlowGenerator`.
+        generator: makes the generator from the model; needed if it was no `FlowGenerator` and no
+            `PolicyGenerator` with its default policy.
         **kwargs: the program's keyword arguments.
 
     Raises:
@@ -67,6 +73,12 @@ def load(
     """
     content = _read(Path(path))
     model = EnergyModel(program, *args, **kwargs).to(getattr(torch, content["dtype"]))
+    if content["causal"] is not None and model.layout is not None:
+        soft_value = SoftValue(model.layout, causal=content["causal"])
+        model.soft_value = soft_value.to(model.device, model.dtype)
+    policy = content["policy"]
+    if generator is None and policy is not None and model.layout is not None:
+        generator = partial(PolicyGenerator, **policy)
     if generator is None and content["flow"] is None:
         raise CheckpointError(
             f"{path}: the generator was an object of your own.\n"
@@ -94,6 +106,13 @@ def load(
         content["best_round"],
         content["detail"],
     )
+
+
+def _policy_settings(generator: Generator) -> dict[str, Any] | None:
+    """How to make a policy again; None if it is the user's own."""
+    if isinstance(generator, PolicyGenerator) and isinstance(generator.policy, NeuralPolicy):
+        return generator.settings
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class FlowGenerator(nn.Module):
             identity.
 
     Raises:
-        GeneratorError: unknown base; a coordinate of `start` without spread.
+        GeneratorError: unknown base; a coordinate of `start` without spread; a trajectory.
     """
 
     has_rsample = True
@@ -95,6 +95,11 @@ class FlowGenerator(nn.Module):
         super().__init__()
         if base not in ("normal", "student_t"):
             raise GeneratorError(f"base={base!r}; expected 'normal' or 'student_t'.")
+        if model.layout is not None:
+            raise GeneratorError(
+                f"FlowGenerator: the sites {list(model.sites)[:3]} are of a trajectory, whose "
+                "dynamics a flow does not know; expected other sites.\n  Use a PolicyGenerator."
+            )
         self.settings: dict[str, Any] = {
             "base": base, "affine": affine, "splines": splines, "bins": bins,
             "hidden": tuple(hidden), "bound": bound,
