@@ -41,7 +41,8 @@ class FitConfig:
             else `causal`. Only for trajectories, with log Z(s_0) in the offset: `trajectory`
             (discriminates whole trajectories), `step` (single steps, as AIRL), `causal` (single
             steps, with the expected next value; also for stochastic dynamics), `likelihood`
-            (E_p[grad c] - E_q[grad c], exact while q is soft-optimal).
+            (E_p[grad c] - E_q[grad c], exact while q is soft-optimal: few energy_steps a round,
+            since nothing else holds the cost back until the policy follows).
         generator_loss: the generator's loss; `reverse_kl` is [F16]'s, `weighted_forward_kl` keeps
             the modes that the data have. "auto" is `weighted_forward_kl` for flows; for policies
             `reverse_kl`, or through opaque or discrete steps `score_function`, clipped and with

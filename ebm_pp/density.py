@@ -10,8 +10,8 @@ batch with a loop over draws (`verify.py`). Densities are those of the constrain
 the reference measure of Pyro's own bijections; `constrain` and `unconstrain` give the Jacobian.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial, reduce
 from operator import add
@@ -19,7 +19,6 @@ from operator import add
 import pyro
 import torch
 from jaxtyping import Float
-from pyro.poutine.runtime import _DIM_ALLOCATOR
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
@@ -30,7 +29,7 @@ from ebm_pp.circle import wrap
 from ebm_pp.data import check_rows
 from ebm_pp.demonstrations import check_demonstrations
 from ebm_pp.errors import DataError, ProgramError
-from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step
+from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks, surroundings
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.support import bijection
 from ebm_pp.trace import read_sites
@@ -97,7 +96,7 @@ class EnergyModel(nn.Module):
             raise ProgramError(f"batching is {batching!r}; expected auto, vmap, plate or loop.")
         self.program: Callable[..., object] = program
         self.args, self.kwargs = args, kwargs
-        self.networks = nn.ModuleList(_networks(program, args, kwargs))
+        self.networks = nn.ModuleList(networks(program, args, kwargs))
         own = [p for p in self.parameters() if p.is_floating_point() and not is_lazy(p)]
         anchor = own[0].detach().new_empty(0) if own else torch.empty(0)
         self.register_buffer("_anchor", anchor, persistent=False)
@@ -348,7 +347,7 @@ class EnergyModel(nn.Module):
     ) -> None:
         """Run the program once; the arguments of `Run`, and a context around the program."""
         with (
-            _surroundings(self.dtype, self.device, validate),
+            surroundings(self.dtype, self.device, validate),
             Run(supply, visit, self._parameter),
             inside or nullcontext(),
         ):
@@ -393,38 +392,6 @@ def _key(name: str) -> str:
     return "param:" + name.replace(".", "%2E")  # a module refuses dots in parameter names
 
 
-def _networks(program: object, args: tuple, kwargs: dict[str, object]) -> list[nn.Module]:
-    """Networks that a function receives as arguments, through `partial`, or as `self`."""
-    found = [*args, *kwargs.values()]
-    while isinstance(program, partial):
-        found += [*program.args, *program.keywords.values()]
-        program = program.func
-    found.append(getattr(program, "__self__", None))
-    return [item for item in found if isinstance(item, nn.Module)]
-
-
 def _log_jacobian(transform: Transform, free: Tensor, value: Tensor) -> Tensor:
     log_jacobian = transform.log_abs_det_jacobian(free, value)
     return log_jacobian.flatten(1).sum(1) if log_jacobian.dim() > 1 else log_jacobian
-
-
-@contextmanager
-def _surroundings(dtype: torch.dtype, device: torch.device, validate: bool) -> Iterator[None]:
-    """The model's dtype and device as defaults, Pyro's global state set aside, validation or not.
-
-    Evaluation runs without validation: the program was validated when it was compiled, rows are
-    validated by `check`, and Pyro's own checks need numbers that `vmap` does not give.
-    """
-    store, default = pyro.get_param_store(), torch.get_default_dtype()
-    parameters, plates = vars(store).copy(), _DIM_ALLOCATOR._stack
-    place = nullcontext() if device.type == "cpu" else torch.device(device)
-    try:
-        store.clear()
-        _DIM_ALLOCATOR._stack = []
-        torch.set_default_dtype(dtype)
-        with pyro.validation_enabled(validate), place:
-            yield
-    finally:
-        torch.set_default_dtype(default)
-        _DIM_ALLOCATOR._stack = plates
-        vars(store).update(parameters)

@@ -11,8 +11,10 @@ once all scales, masks and plates of the program have been applied. A batch is e
 All three return the same: for every site and factor a vector of `n` log densities.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -20,8 +22,9 @@ import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ebm_pp.trajectory import TIME, Layout
@@ -291,3 +294,35 @@ def by_step(run: Runner, x: Sites, layout: Layout, *, loop: bool = False) -> Ten
         ]
         return torch.stack([single(row) for row in rows])
     return torch.func.vmap(single)(x)
+
+
+def networks(program: object, args: tuple, kwargs: dict[str, object]) -> list[nn.Module]:
+    """Networks that a function receives as arguments, through `partial`, or as `self`."""
+    found = [*args, *kwargs.values()]
+    while isinstance(program, partial):
+        found += [*program.args, *program.keywords.values()]
+        program = program.func
+    found.append(getattr(program, "__self__", None))
+    return [item for item in found if isinstance(item, nn.Module)]
+
+
+@contextmanager
+def surroundings(dtype: torch.dtype, device: torch.device, validate: bool) -> Iterator[None]:
+    """The model's dtype and device as defaults, Pyro's global state set aside, validation or not.
+
+    Evaluation runs without validation: the program was validated when it was compiled, rows are
+    validated by `check`, and Pyro's own checks need numbers that `vmap` does not give.
+    """
+    store, default = pyro.get_param_store(), torch.get_default_dtype()
+    parameters, plates = vars(store).copy(), _DIM_ALLOCATOR._stack
+    place = nullcontext() if device.type == "cpu" else torch.device(device)
+    try:
+        store.clear()
+        _DIM_ALLOCATOR._stack = []
+        torch.set_default_dtype(dtype)
+        with pyro.validation_enabled(validate), place:
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        _DIM_ALLOCATOR._stack = plates
+        vars(store).update(parameters)
