@@ -45,7 +45,7 @@ def check_demonstrations(x: dict[str, Tensor], layout: Layout) -> None:
             "Most likely the transitions are of another world, or states are numbered otherwise.",
             first=1,
         )  # fmt: skip
-    elif dynamics.deterministic and getattr(dynamics, "resettable", True):
+    elif dynamics.deterministic and dynamics.resettable:
         off = replay(dynamics, tau)
         tolerance = AGREES.get(tau.states.dtype, 1e-2)
         _refuse(

@@ -252,7 +252,7 @@ class SoftValue(nn.Module):
 
     def _seen(self, tau: Trajectories, *, drawn: bool = False) -> Float[Tensor, "n T F"]:
         """Features of the drawn s_{t+1}, or of a few more where a simulator can be set back."""
-        if not drawn and resettable(self.layout.dynamics):
+        if not drawn and self.layout.dynamics.resettable:
             return self._expected(tau)
         return self.features(tau.states[:, 1:], self._times(tau) + 1)
 
@@ -327,11 +327,6 @@ def _shared(features: Float[Tensor, "n T F"]) -> LeastSquares:
     """Coefficients that all steps share."""
     rows = features.reshape(1, -1, features.shape[-1]).double()
     return LeastSquares(rows, *_gram(rows), features.shape[1])
-
-
-def resettable(dynamics: Dynamics) -> bool:
-    """Whether one can step from any state, as from a function; not from a running environment."""
-    return getattr(dynamics, "resettable", True)
 
 
 def expect(
