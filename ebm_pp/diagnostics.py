@@ -17,10 +17,8 @@ say so while those of q's draws may look perfect: q never drew there.
 Moments and offset are judged only where the generator is not at fault: its faults shift them too.
 """
 
-import html
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,9 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import Sites
-from ebm_pp.evidence import AtData, Diagnosable, Evidence, measure
+from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, measure
 from ebm_pp.moments import Gap, family_threshold, moment_gaps
 from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
+from ebm_pp.policy_verdict import explain_policy, healthy_policy, policy_rows
+from ebm_pp.rows import Row, as_html, as_text
 from ebm_pp.sampling import seeded
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "threshold",
 ]
 
-USABLE_ESS = 0.1  # fraction; below it ten draws are worth less than one
 REACHED = 0.1  # of the proposal's ESS: a forward ESS below that is another order of magnitude
 BEYOND = 3  # rows beyond reach: fewer can be chance
 FINITE_MEAN = 1.0  # data-side k-hat
@@ -62,23 +61,6 @@ CHAINS = 4
 GENERATOR_FAULTS = ("dropped_mode", "narrow_proposal", "heavy_tail", "undetermined_tail")
 
 
-class Row(NamedTuple):
-    """One line of a report.
-
-    name: what was measured.
-    value: the number the verdict is about.
-    text: that number for people, with its error and where it was found.
-    wanted: the threshold; empty if there is none.
-    verdict: a word or two; empty if there is no threshold.
-    """
-
-    name: str
-    value: float
-    text: str
-    wanted: str
-    verdict: str
-
-
 @dataclass(frozen=True)
 class Report:
     """What `diagnose` found: print it, or show it in a notebook.
@@ -88,7 +70,8 @@ class Report:
         verdict: one to three sentences: the cause, and what to do.
         problems: short keys of what is wrong, the cause first: `dropped_mode`, `narrow_proposal`,
             `heavy_tail`, `undetermined_tail`, `low_ess`, `leaked_mass`, `wrong_factor`,
-            `offset_gap`, `imprecise_log_partition`, `poor_mixing`.
+            `offset_gap`, `imprecise_log_partition`, `poor_mixing`; of trajectories also
+            `other_start` (they start elsewhere than the declared law).
         where: the site statistic or term that the first problem is about; empty if none.
         evidence: all measurements.
     """
@@ -105,20 +88,10 @@ class Report:
         return not self.problems
 
     def __str__(self) -> str:
-        table = [("", "value", "wanted", "verdict")]
-        table += [(row.name, row.text, row.wanted, row.verdict) for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
-        return "\n".join([*lines, "", self.verdict])
+        return as_text(self.rows, self.verdict)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("", "value", "wanted", "verdict"))
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-            for cells in ((row.name, row.text, row.wanted, row.verdict) for row in self.rows)
-        )
-        verdict = f"<p>{html.escape(self.verdict)}</p>"
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{verdict}"
+        return as_html(self.rows, self.verdict)
 
 
 def diagnose(
@@ -167,9 +140,13 @@ def _problems(found: Evidence) -> tuple[str, ...]:
         if _leaks(found):
             problems.append("leaked_mass")
         if found.data and _matters(_worst(found.data)[1], found.data):
-            problems.append("wrong_factor")
-        if found.data and abs(found.data.offset_gap) > OFFSET + 3 * found.data.offset_error:
-            problems.append("offset_gap")
+            elsewhere = found.law and _worst(found.data)[0].startswith("start")
+            problems.append("other_start" if elsewhere else "wrong_factor")
+    if found.own:  # nobody uses the weights of whole trajectories, nor their log Z
+        return tuple(problems)
+    gauge = None if generator else found.data
+    if gauge and abs(gauge.offset_gap) > OFFSET + 3 * gauge.offset_error:
+        problems.append("offset_gap")
     if not found.log_z.standard_error <= PRECISE:
         problems.append("imprecise_log_partition")
     if not (found.max_rhat <= RHAT and found.min_ess >= CHAINS * ESS_PER_CHAIN):
@@ -179,6 +156,8 @@ def _problems(found: Evidence) -> tuple[str, ...]:
 
 def _generator_problem(found: Evidence) -> str:
     """What is wrong with q, or the empty string."""
+    if found.steps is not None and found.steps.solved:
+        return ""  # every step is solved: whatever whole weights say is the horizon's doing
     k, spread = found.log_z.pareto_k, found.spread
     beyond = _beyond_reach(found)
     if beyond and found.behind_barrier > BARRED:
@@ -213,17 +192,28 @@ def _leaks(found: Evidence) -> bool:
 
 
 def _matters(gap: Gap, data: AtData) -> bool:
-    return abs(gap.z) > family_threshold(len(data.gaps)) and abs(gap.size) >= MATERIAL
+    return abs(gap.z) > family_threshold(len(data.gaps)) and abs(gap.size) >= MATERIAL + data.slack
 
 
 def _worst(data: AtData) -> tuple[str, Gap]:
-    """The largest gap, in standard errors, among those that matter if any does."""
+    """The largest gap, in standard errors, among those that matter if any does.
+
+    Of trajectories a start that differs comes first, then costs: the rest follows from them.
+    """
     candidates = {name: gap for name, gap in data.gaps.items() if _matters(gap, data)}
+    if data.of_trajectories:
+        for first in ("start", "term "):
+            some = {name: gap for name, gap in candidates.items() if name.startswith(first)}
+            if some:
+                candidates = some
+                break
     return max((candidates or data.gaps).items(), key=lambda item: abs(item[1].z))
 
 
 def _explain(problems: tuple[str, ...], found: Evidence) -> tuple[str, str]:
     """Where the first problem is, and one to three sentences about it."""
+    if not problems and found.law:
+        return "", healthy_policy(found)
     if not problems:
         text = "Healthy: the weights can be used" + (
             ", the generator reaches the data, and the moments agree. "
@@ -234,6 +224,8 @@ def _explain(problems: tuple[str, ...], found: Evidence) -> tuple[str, str]:
         return "", text + "Draws by independence_mh or importance_sample, and log Z, may be used."
     spread, cause = found.spread, problems[0]
     worst, gap = _worst(found.data) if found.data else ("", Gap(0.0, 0.0))
+    if found.law:
+        return explain_policy(cause, found, worst, gap)
     leak = f"{found.leak.mass:.0%}" if found.leak else ""
     beyond = f"{found.data.side.share:.1%} of the rows" if found.data else f"mass (+{leak})"
     where = {"narrow_proposal": spread.name, "wrong_factor": worst}.get(cause, "")
@@ -272,6 +264,7 @@ def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
     log_z, limit = found.log_z, threshold(found.n)
     k = log_z.pareto_k
     rows = [
+        *policy_rows(found),
         Row("proposal: Pareto k-hat", k, f"{k:.2f}", f"<= {limit:.2f}", _tail_word(k, limit)),
         _at_least("proposal: ESS/n", log_z.ess, USABLE_ESS),
         *(_data_rows(found, found.data, problems) if found.data else ()),
@@ -284,6 +277,8 @@ def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
     word = "ok" if log_z.standard_error <= PRECISE else "imprecise"
     if problems and problems[0] in GENERATOR_FAULTS:
         word = "not to be trusted"
+    if found.own:
+        word = "noisy: long horizon"
     low, high = found.bounds
     needed = CHAINS * ESS_PER_CHAIN
     mixed = found.max_rhat <= RHAT and found.min_ess >= needed

@@ -10,13 +10,33 @@ from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
-from ebm_pp.moments import Gap, compare_moments, mean_squared_error, site_statistics
-from ebm_pp.pareto import chain_statistics
+from ebm_pp.moments import (
+    Gap,
+    compare_moments,
+    mean_squared_error,
+    site_statistics,
+    trajectory_statistics,
+)
+from ebm_pp.pareto import chain_statistics, threshold
 from ebm_pp.partition import Estimate, log_partition_from_weights, sandwich
-from ebm_pp.reach import DataSide, Leak, Spread, behind_barrier, data_side, leaked_mass, widest
+from ebm_pp.policy import PolicyGenerator
+from ebm_pp.reach import (
+    DataSide,
+    Leak,
+    Spread,
+    behind_barrier,
+    data_side,
+    leaked_mass,
+    widest,
+    widest_action,
+)
 from ebm_pp.sampling import Chains, Fitted, propose, slices, walk
+from ebm_pp.step_weights import StepWeights, soft_value_of, step_log_weights, weigh_steps
 
 ROWS_TRIED = 100  # rows beyond reach that are looked at more closely
+USABLE_ESS = 0.1  # fraction; below it ten draws are worth less than one
+CONDITIONAL = "the soft-optimal policy's, start states given"
+JOINT = "joint density of trajectories, one log Z for all starts"
 
 
 @runtime_checkable
@@ -46,6 +66,11 @@ class AtData:
         accuracy: of the discriminator, on data against draws.
         log_likelihood: mean of log p~ - log Z over the rows, nats.
         log_likelihood_error: its standard error, that of log Z included.
+        of_trajectories: whether the rows are trajectories.
+        slack: sd of a statistic that its gap may have by the policy's own distance from the
+            optimum, where moments are compared with its own draws: k nats move the mean of T
+            squared Gaussians by at most sqrt(2k) + k sqrt(2 / T) sd (Boucheron, Lugosi, Massart
+            2013, Concentration Inequalities, on sub-gamma variables).
         gain: mean of log p_theta - log q over the rows: by how much the energy improves on q.
     """
 
@@ -57,6 +82,8 @@ class AtData:
     log_likelihood: float
     log_likelihood_error: float
     gain: float
+    of_trajectories: bool = False
+    slack: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +100,13 @@ class Evidence:
         spread: the coordinate where data (or the chains) are widest against the draws.
         leak: mass that draws of the base measure find; None if the base is improper.
         behind_barrier: of the rows beyond reach (of the data, or without data of the base measure)
-            the fraction that a barrier of p~ separates from the draws; nan if there is none.
+            the fraction that a barrier of p~ separates from the draws; nan if there is none, and
+            for trajectories, which have no straight ways between them.
         data: None without data.
+        steps: of a policy, the weights of single steps.
+        law: of trajectories, which one the weights are about; empty for other programs.
+        own: whether moments are compared with the policy's own draws instead of weighted ones:
+            weights of whole trajectories are unusable, though every single step is fine.
     """
 
     n: int
@@ -87,6 +119,9 @@ class Evidence:
     leak: Leak | None
     behind_barrier: float
     data: AtData | None
+    steps: StepWeights | None = None
+    law: str = ""
+    own: bool = False
 
 
 @torch.no_grad()
@@ -112,13 +147,13 @@ def measure(
     log_weights = log_density - log_q
     log_z = log_partition_from_weights(log_weights)
     walked = walk(x, log_density, log_q, chains)
+    if model.layout is not None:
+        return _of_trajectories(fit, rows, x, log_weights, walked, groups)
     z, _ = model.unconstrain(x)
     z_walk, _ = model.unconstrain({k: v.flatten(0, 1) for k, v in walked.values.items()})
     ess, rhat = _mixing(model, walked, z_walk)
     z_data = z_walk if rows is None else model.unconstrain(rows)[0]
-    at_data = (
-        None if rows is None else _at_data(fit, rows, z_data, x, z, log_weights, log_z, groups)
-    )
+    at_data = None if rows is None else _at_data(fit, rows, x, log_weights, log_z, groups)
     leak, z_base = _leak(fit, n, log_weights, log_z.value) if model.proper else (None, z[:0])
     outside = z_base if at_data is None else z_data[at_data.side.beyond]
     some = outside[torch.randperm(len(outside))[:ROWS_TRIED]]
@@ -134,6 +169,64 @@ def measure(
         behind_barrier=behind_barrier(model, some, z) if len(some) else math.nan,
         data=at_data,
     )
+
+
+def _of_trajectories(
+    fit: Diagnosable,
+    rows: Sites | None,
+    x: Sites,
+    log_weights: Float[Tensor, " n"],
+    walked: Chains,
+    groups: Int[Tensor, " rows"] | None,
+) -> Evidence:
+    """The evidence where coordinates are many, constant or integers: by costs, actions, steps."""
+    log_z = log_partition_from_weights(log_weights)
+    at_data = None if rows is None else _at_data(fit, rows, x, log_weights, log_z, groups)
+    steps, spread, own = None, Spread("actions", math.nan, math.inf), False
+    flat = {name: value.flatten(0, 1) for name, value in walked.values.items()}
+    if isinstance(fit.generator, PolicyGenerator):
+        soft_value = soft_value_of(fit.model, fit.generator, x)
+        steps = weigh_steps(step_log_weights(fit.model, fit.generator, x, soft_value))
+        spread = widest_action(fit.generator, flat if rows is None else rows, x)
+        usable = log_z.pareto_k <= threshold(len(log_weights)) and log_z.ess >= USABLE_ESS
+        own = steps.solved and not usable
+        if own and rows is not None:
+            nats = max(steps.nats, 0.0)
+            slack = math.sqrt(2 * nats) + nats * math.sqrt(2 / len(steps.by_step))
+            at_data = _at_data(fit, rows, x, log_weights, log_z, groups, slack)
+    ess, rhat = _mixing_of_costs(fit.model, flat, walked)
+    return Evidence(
+        n=len(log_weights),
+        log_z=log_z,
+        bounds=sandwich(log_weights, walked.log_weights.flatten()),
+        acceptance=walked.acceptance,
+        min_ess=ess,
+        max_rhat=rhat,
+        spread=spread,
+        leak=None,
+        behind_barrier=math.nan,
+        data=at_data,
+        steps=steps,
+        law=JOINT if fit.model.soft_value is None else CONDITIONAL,
+        own=own,
+    )
+
+
+def _mixing_of_costs(model: EnergyModel, x: Sites, walked: Chains) -> tuple[float, float]:
+    """Effective draws and r-hat of the worst cost feature; constant features can't be judged."""
+    terms = [value for name, value in _terms(model, x).items() if name not in model.sites]
+    moving = [value for value in terms if value.std() > 0]
+    if not moving:
+        return float(len(terms[0])) if terms else math.inf, 1.0
+    values = torch.stack(moving, -1).unflatten(0, tuple(walked.log_q.shape))
+    ess, rhat, _ = chain_statistics(values)
+    return float(ess.min()), float(rhat.max())
+
+
+def cost_features(model: EnergyModel, x: Sites) -> dict[str, Float[Tensor, " n"]]:
+    """The factors of a program at some rows: its terms but for sites and the soft value."""
+    others = {*model.sites, "soft_value"}
+    return {name: value for name, value in _terms(model, x).items() if name not in others}
 
 
 def _mixing(model: EnergyModel, walked: Chains, z: Float[Tensor, "n d"]) -> tuple[float, float]:
@@ -161,30 +254,25 @@ def _leak(
 def _at_data(
     fit: Diagnosable,
     rows: Sites,
-    z_rows: Float[Tensor, "m d"],
     draws: Sites,
-    z_draws: Float[Tensor, "n d"],
     log_weights: Float[Tensor, " n"],
     log_z: Estimate,
     groups: Int[Tensor, " m"] | None,
+    slack: float = 0.0,
 ) -> AtData:
+    """What the rows say; with a slack, by moments of the unweighted draws."""
     terms, terms_draws = _terms(fit.model, rows), _terms(fit.model, draws)
     log_density = torch.stack(list(terms.values())).sum(0)
     log_q = torch.cat([fit.generator.log_prob(piece) for piece in slices(rows)])
     at_rows = log_density - log_q
-    statistics, statistics_draws = (
-        {
-            **site_statistics(fit.model, z, like=z_rows),
-            **{f"term {name}": value for name, value in found.items()},
-        }
-        for z, found in ((z_rows, terms), (z_draws, terms_draws))
-    )
+    statistics, statistics_draws = _statistics(fit.model, rows, draws, terms, terms_draws)
+    moment_weights = torch.zeros_like(log_weights) if slack else log_weights
     n = len(log_weights)
     learned = fit.n_train > 0
     accuracy = (at_rows > fit.offset).double().mean() + (log_weights < fit.offset).double().mean()
     return AtData(
         side=data_side(at_rows, log_weights, log_z.value),
-        gaps=compare_moments(statistics, statistics_draws, log_weights, fit.n_train, groups),
+        gaps=compare_moments(statistics, statistics_draws, moment_weights, fit.n_train, groups),
         offset_gap=fit.offset - log_z.value if learned else math.nan,
         offset_error=math.hypot(log_z.standard_error, *(n**-0.5, fit.n_train**-0.5))
         if learned
@@ -196,7 +284,28 @@ def _at_data(
             log_z.standard_error,
         ),
         gain=at_rows.double().mean().item() - log_z.value,
+        of_trajectories=fit.model.layout is not None,
+        slack=slack,
     )
+
+
+def _statistics(
+    model: EnergyModel,
+    rows: Sites,
+    draws: Sites,
+    terms: dict[str, Tensor],
+    terms_draws: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What moments are compared of: sites and terms; of trajectories averages over their time."""
+    if model.layout is not None:
+        found, found_draws = trajectory_statistics(model.layout, rows, draws)
+        names = [name for name in terms if name not in model.sites and name != "soft_value"]
+    else:
+        z_rows, z_draws = model.unconstrain(rows)[0], model.unconstrain(draws)[0]
+        found, found_draws = (site_statistics(model, z, like=z_rows) for z in (z_rows, z_draws))
+        names = list(terms)
+    found |= {f"term {name}": terms[name] for name in names}
+    return found, found_draws | {f"term {name}": terms_draws[name] for name in names}
 
 
 def _require_labels(groups: Tensor, rows: int) -> None:

@@ -18,11 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ebm_pp.density import EnergyModel
+from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.pareto import psis
+from ebm_pp.trajectory import Layout
 
 # Two-sided probability beyond three standard errors, shared out over all statistics of a report.
 LEVEL = math.erfc(3 / math.sqrt(2))
+VISITS = 10  # trajectories: shares of integers that fewer visit are too skewed for a z
 
 
 class Gap(NamedTuple):
@@ -146,6 +148,53 @@ def site_statistics(
             u = (z[:, j] - centre[j]) / scale[j]
             found[name], found[f"{name}^2"] = u, u.square()
     return found
+
+
+def trajectory_statistics(
+    layout: Layout, data: Sites, draws: Sites
+) -> tuple[dict[str, Float[Tensor, " n"]], dict[str, Float[Tensor, " m"]]]:
+    """Few numbers of a trajectory, however long: averages over its time, and where it starts.
+
+    Of vectors the time average of every coordinate and of its square, in the data's location and
+    scale; of integers the share of time at each that at least ten trajectories visit. Constants
+    are 0 everywhere.
+
+    Returns:
+        The statistics of the data and those of the draws, of the same names.
+    """
+    parts = zip(layout.pack(data), layout.pack(draws), strict=True)
+    spaces = (layout.dynamics.space, layout.dynamics.actions)
+    at_data: dict[str, Tensor] = {}
+    at_draws: dict[str, Tensor] = {}
+    for name, space, (mine, others) in zip(("states", "actions"), spaces, parts, strict=True):
+        moments = _integer_shares if space.n else _time_moments
+        moments(name, mine, others, at_data, at_draws)
+        if name == "states":
+            moments("start", mine[:, :1], others[:, :1], at_data, at_draws)
+    return at_data, at_draws
+
+
+def _time_moments(
+    name: str, data: Tensor, draws: Tensor, at_data: dict[str, Tensor], at_draws: dict[str, Tensor]
+) -> None:
+    flat = data.double().flatten(0, 1)
+    centre, spread = flat.mean(0), flat.std(0, correction=0)
+    scale = torch.where(spread > 0, spread, 1.0)
+    for x, found in ((data, at_data), (draws, at_draws)):
+        u = (x.double() - centre) / scale
+        for j in range(u.shape[-1]):
+            found[f"{name}[{j}]"] = u[..., j].mean(1)
+            found[f"{name}[{j}]^2"] = u[..., j].square().mean(1)
+
+
+def _integer_shares(
+    name: str, data: Tensor, draws: Tensor, at_data: dict[str, Tensor], at_draws: dict[str, Tensor]
+) -> None:
+    for k in torch.cat([data.flatten(), draws.flatten()]).unique().tolist():
+        visits = [(x == k).any(1).double().mean().item() * len(data) for x in (data, draws)]
+        if max(visits) >= VISITS:
+            for x, found in ((data, at_data), (draws, at_draws)):
+                found[f"{name} = {k}"] = (x == k).double().mean(1)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

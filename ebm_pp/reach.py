@@ -13,6 +13,7 @@ dropped a mode (a barrier); in a tail it only rises.
 """
 
 import math
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +22,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ebm_pp.circle import wrap
-from ebm_pp.density import EnergyModel
+from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.moments import coordinate_names
 from ebm_pp.pareto import psis
+from ebm_pp.policy import PolicyGenerator
 
 MARGIN = 1.0  # nats above the largest weight of a draw
 STOPS = 17  # points on a way, both ends included
@@ -140,6 +142,53 @@ def widest(
     error = IQR_ERROR * math.sqrt(1 / len(z_data) + 1 / len(z_draws))
     limit = 1.15 * math.exp(4 * error)
     return Spread(coordinate_names(model)[worst], ratio[worst].item(), limit)
+
+
+def widest_action(generator: PolicyGenerator, data: Sites, draws: Sites) -> Spread:
+    """Compares how widely data and policy spread about the policy's own mean action.
+
+    Of continuous actions the interquartile range of a_t - E_pi[a_t | s_t], in pi's standard
+    deviations where it knows them, over all steps; of integers, and of a policy that does not know
+    its mean, e to the mean surprise -log pi (a perplexity).
+
+    Args:
+        generator: the policy.
+        data: trajectories of data.
+        draws: of the policy.
+    """
+    layout = generator.layout
+    residuals = [_residuals(generator, x) for x in (data, draws)]
+    count = [len(layout.pack(x).actions) for x in (data, draws)]
+    limit = 1.15 * math.exp(4 * IQR_ERROR * math.sqrt(sum(1 / n for n in count)))
+    mine, others = residuals
+    if mine is None or others is None:
+        surprise = [-generator.step_log_prob(x).double().mean() for x in (data, draws)]
+        return Spread("actions", (surprise[0] - surprise[1]).exp().item(), limit)
+    low, high = _quartiles(mine)
+    low_q, high_q = _quartiles(others)
+    ratio = (high - low) / (high_q - low_q)
+    ratio = torch.where(high_q > low_q, ratio, 1.0)
+    worst = int(ratio.argmax())
+    return Spread(f"actions[{worst}]", ratio[worst].item(), limit)
+
+
+def _residuals(generator: PolicyGenerator, x: Sites) -> Float[Tensor, "k m"] | None:
+    """a_t - E_pi[a_t | s_t], in sd, of every step that is alive; None if pi can't say."""
+    tau, dynamics = generator.layout.pack(x), generator.layout.dynamics
+    n, horizon = tau.actions.shape[:2]
+    times = torch.arange(horizon, device=tau.states.device).expand(n, horizon)
+    if dynamics.actions.n:
+        return None
+    law = generator.policy(tau.states[:, :-1], times)
+    try:
+        residuals = tau.actions - law.mean
+    except NotImplementedError:
+        return None
+    with suppress(NotImplementedError):
+        residuals = residuals / law.stddev
+    if dynamics.absorbing:
+        residuals = residuals[tau.states[:, :-1, -1] > 0]
+    return residuals.flatten(0, -2)
 
 
 def behind_barrier(
