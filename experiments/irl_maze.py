@@ -198,11 +198,12 @@ is less random). Learned cost: 36 radial bumps and effort; the true cost lies ou
 "Cost off": root mean square of learned minus true cost over the expert's visits in A, less the
 best constant, and less the best constant and potential.
 
-c(s, a) by table: 1,125 free weights. A fixed horizon determines them up to a constant, so the exact occupancy gives the truth, potentials and all; but potentials
-change the likelihood little, so 500 demonstrations leave them, and pairs that were never tried,
-all but open: the table imitates in A and fails in B, where most of its error is a potential of A.
-With 100 demonstrations the radial cost is not always within 5 %. The maze, the cost and the bumps
-were set before any transfer was measured and not changed after.
+c(s, a) by table: 1,125 free weights. A fixed horizon determines them up to a constant, so the
+exact occupancy gives the truth, potentials and all; but potentials change the likelihood little,
+so 500 demonstrations leave them, and pairs that were never tried, all but open: the table imitates
+in A and fails in B, where most of its error is a potential of A. With 100 demonstrations the
+radial cost is not always within 5 %. The maze, the cost and the bumps were set before any transfer
+was measured and not changed after.
 
 ![maze](irl_maze.png)
 
