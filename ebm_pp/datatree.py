@@ -13,6 +13,11 @@
 the log likelihood has a single chain and draw: leave-one-out needs more and does not apply. A `/`
 in a site's name is written `.`, because it would be a path in the tree.
 
+Of a fit to trajectories every group has `states` (time, state) and `actions` (step, action),
+however the program named its sites, and `cost` (term), so that
+`arviz_stats.summary(tree, var_names=["cost"])` is short. `time` counts states, 0 to T, `step`
+actions, 0 to T - 1; integers stay integers and have no last dimension.
+
 Save with `tree.to_netcdf(path, engine="h5netcdf")`.
 """
 
@@ -33,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.evidence import Diagnosable
+from ebm_pp.evidence import Diagnosable, cost_features
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.sampling import (
     Chains,
@@ -99,6 +104,7 @@ def to_datatree(
     groups: dict[str, Variables] = {}
     attributes: dict[str, Any] = {"seed": "none" if seed is None else seed}
     rows = data
+    values: Sites = {}
     if isinstance(source, Chains):
         groups = _chain_groups(source)
     elif isinstance(source, Draws):
@@ -109,17 +115,24 @@ def to_datatree(
             values, log_density, log_q = propose(source, n)
             walked = walk(values, log_density, log_q, chains)
         draws = Draws(values, log_density - log_q)
-        groups = {**_chain_groups(walked, source.model), "proposal": _proposal(draws)}
+        groups = {
+            **_chain_groups(walked, source.model),
+            "proposal": _proposal(draws, source.model),
+        }
         log_z = log_partition_from_weights(draws.log_weights)
         attributes |= _estimate(log_z) | _record(source)
         if data is not None:
             rows = source.model.check(data)
             log_likelihood = log_density_of(source.model, rows) - log_z.value
             groups["log_likelihood"] = {"joint": _array(log_likelihood)[None, None]}
-    tree = arviz_base.from_dict(groups, dims=_dims(groups["posterior"], 2) | {"joint": ["row"]})
+    model = None if isinstance(source, Chains | Draws) else source.model
+    dims = _dims(groups["posterior"], 2, model) | {"joint": ["row"]}
+    coords = {} if model is None else _coordinates(model, groups["posterior"], values)
+    tree = arviz_base.from_dict(groups, dims=dims, coords=coords)
     if rows is not None:
-        observed = _variables(rows)
-        tree.update(arviz_base.from_dict({"observed_data": observed}, dims=_dims(observed, 1)))
+        observed = _variables(rows, model)
+        dims = _dims(observed, 1, model)
+        tree.update(arviz_base.from_dict({"observed_data": observed}, dims=dims, coords=coords))
     history = getattr(source, "history", ())
     if history:
         tree["training"] = xarray.DataTree(_training(history))
@@ -138,7 +151,7 @@ def _chain_groups(walked: Chains, model: EnergyModel | None = None) -> dict[str,
     if model is not None:
         flat = {name: value.flatten(0, 1) for name, value in walked.values.items()}
         statistics["energy"] = _array(_energy(model, flat).reshape(walked.log_q.shape))
-    return {"posterior": _variables(walked.values), "sample_stats": statistics}
+    return {"posterior": _variables(walked.values, model), "sample_stats": statistics}
 
 
 @torch.no_grad()
@@ -158,22 +171,64 @@ def _walk(draws: Draws, chains: int, seed: int | None) -> dict[str, Variables]:
     return {"posterior": _variables(states), "sample_stats": statistics}
 
 
-def _proposal(draws: Draws) -> Variables:
-    found = {**_variables(draws.values), "log_weight": _array(draws.log_weights)}
+def _proposal(draws: Draws, model: EnergyModel | None = None) -> Variables:
+    found = {**_variables(draws.values, model), "log_weight": _array(draws.log_weights)}
     return {name: value[None] for name, value in found.items()}
 
 
-def _variables(x: Sites) -> Variables:
+def _variables(x: Sites, model: EnergyModel | None = None) -> Variables:
+    if model is not None and model.layout is not None:
+        return _trajectory_variables(x, model)
     return {name.replace("/", "."): _array(value) for name, value in x.items()}
+
+
+@torch.no_grad()
+def _trajectory_variables(x: Sites, model: EnergyModel) -> Variables:
+    """States, actions and costs; of rows, or of chains of them."""
+    assert model.layout is not None
+    first = next(iter(model.sites.values()))
+    value = x[first.name]
+    leading = value.shape[: value.dim() - len(first.shape)]
+    flat = {name: value.flatten(0, len(leading) - 1) for name, value in x.items()}
+    tau = model.layout.pack(flat)
+    costs = -torch.stack([*cost_features(model, flat).values()], -1)
+    parts = {"states": tau.states, "actions": tau.actions, "cost": costs}
+    return {name: _array(part.unflatten(0, leading)) for name, part in parts.items()}
+
+
+def _coordinates(model: EnergyModel, variables: Variables, draws: Sites) -> dict[str, list[Any]]:
+    """Of trajectories: numbers of times, steps, states and actions; names of cost terms."""
+    if model.layout is None:
+        return {}
+    found: dict[str, list[Any]] = {}
+    for name, dims in _trajectory_dims(model).items():
+        sizes = variables[name].shape[2:]
+        found |= {dim: list(range(size)) for dim, size in zip(dims, sizes, strict=True)}
+    one = {name: value[:1] for name, value in draws.items()}
+    return found | {"term": list(cost_features(model, one))}
+
+
+def _trajectory_dims(model: EnergyModel) -> dict[str, list[str]]:
+    assert model.layout is not None
+    dynamics = model.layout.dynamics
+    return {
+        "states": ["time"] if dynamics.space.n else ["time", "state"],
+        "actions": ["step"] if dynamics.actions.n else ["step", "action"],
+        "cost": ["term"],
+    }
 
 
 def _array(value: Tensor) -> NDArray[Any]:
     return value.detach().cpu().numpy()
 
 
-def _dims(variables: Variables, leading: int) -> dict[str, list[str]]:
+def _dims(
+    variables: Variables, leading: int, model: EnergyModel | None = None
+) -> dict[str, list[str]]:
     """Names of the dimensions: `row` for data (one leading dimension), then those of the site."""
     rows = ["row"] if leading == 1 else []
+    if model is not None and model.layout is not None:
+        return {name: rows + dims for name, dims in _trajectory_dims(model).items()}
     return {
         name: rows + [f"{name}_dim_{i}" for i in range(value.ndim - leading)]
         for name, value in variables.items()

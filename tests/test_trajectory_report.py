@@ -3,13 +3,17 @@
 import dataclasses
 import math
 
+import arviz_stats
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray
 from closed_form import Exact
 from torch import nn
 
+from ebm_pp.datatree import to_datatree
 from ebm_pp.density import EnergyModel
 from ebm_pp.diagnostics import diagnose
 from ebm_pp.dynamics import Dynamics
@@ -371,3 +375,42 @@ def test_errors_name_the_way_out():
         trajectory_report(Exact(fit.model, object()), x)
     assert horizons_of(1) == (1,)
     assert horizons_of(3) == (1, 3)
+
+
+@pytest.mark.parametrize("world", ["vectors", "integers"])
+def test_datatree_names_its_dimensions_and_survives_a_file(world, tmp_path):
+    fit = exact(lq.short(0.05), scale=1.1) if world == "vectors" else tabular()
+    fit = dataclasses.replace(fit, history=({"round": 0, "ess": 0.5, "worst_term": "cost"},))
+    data = draws_of(fit, 20, 1)
+    tree = to_datatree(fit, data=data, n=200)
+    posterior, observed = tree["posterior"], tree["observed_data"]
+    tail = ("state",) if world == "vectors" else ()
+    end = ("action",) if world == "vectors" else ()
+    assert posterior["states"].dims == ("chain", "draw", "time", *tail)
+    assert posterior["actions"].dims == ("chain", "draw", "step", *end)
+    assert observed["states"].dims == ("row", "time", *tail)
+    assert tree["proposal"]["actions"].dims == ("chain", "draw", "step", *end)
+    horizon = fit.model.layout.horizon
+    assert posterior["time"].values.tolist() == list(range(horizon + 1))
+    assert posterior["step"].values.tolist() == list(range(horizon))
+    kind = np.floating if world == "vectors" else np.integer
+    assert np.issubdtype(posterior["states"].dtype, kind)
+    assert np.issubdtype(observed["actions"].dtype, kind)
+    terms = ["cost", "terminal"] if world == "vectors" else ["toll"]
+    assert posterior["term"].values.tolist() == terms
+    np.testing.assert_allclose(
+        observed["cost"].sum("term"),
+        -fit.model.step_log_density(data).sum(1),
+        rtol=1e-9,
+    )
+    np.testing.assert_allclose(posterior["cost"].sum("term"), tree["sample_stats"]["energy"])
+    assert tree["log_likelihood"]["joint"].dims == ("chain", "draw", "row")
+    assert tree["training"]["ess"].values.tolist() == [0.5]
+    summary = arviz_stats.summary(tree, var_names=["cost"], round_to="none")
+    assert list(summary.index) == [f"cost[{term}]" for term in terms]
+    assert (summary["r_hat"] < 1.1).all()
+    path = tmp_path / "tree.nc"
+    tree.to_netcdf(path, engine="h5netcdf")
+    with xarray.open_datatree(path, engine="h5netcdf") as back:
+        for group in tree.children:
+            xarray.testing.assert_equal(back[group].to_dataset(), tree[group].to_dataset())
