@@ -20,7 +20,10 @@ BINS = 48
 
 
 def plot_training(fit: Fit) -> Figure:
-    """Round by round: held-out log-likelihood, ESS fraction, k-hat, offset gap, J, moment gap."""
+    """Round by round: held-out log-likelihood, ESS fraction, k-hat, offset gap, J, moment gap.
+
+    Of trajectories without held-out ones, the discriminator's accuracy in place of the first.
+    """
     history = fit.history
     rounds = [info["round"] for info in history]
     panels: list[tuple[str, str, float | None]] = [
@@ -31,6 +34,10 @@ def plot_training(fit: Fit) -> Figure:
         ("max_moment_gap", "largest moment gap (SE)", None),
         ("generator_steps", "generator steps J", None),
     ]
+    if fit.model.layout is not None:
+        if all(math.isnan(info["held_out"]) for info in history):
+            panels[0] = ("accuracy", "discriminator's accuracy", 0.5)
+        panels[1] = ("ess", "ESS / n of whole trajectories", None)
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex=True)
     for ax, (name, label, line) in zip(axes.flat, panels, strict=True):
         values = np.array([info[name] for info in history], dtype=float)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import arviz_stats
+import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -20,6 +21,7 @@ from ebm_pp.dynamics import Dynamics
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.moments import trajectory_statistics
 from ebm_pp.partition import bridge
+from ebm_pp.plots_trajectory import plot_horizon, plot_trajectories
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.step_weights import soft_value_of, step_log_weights, weigh_steps
@@ -414,3 +416,40 @@ def test_datatree_names_its_dimensions_and_survives_a_file(world, tmp_path):
     with xarray.open_datatree(path, engine="h5netcdf") as back:
         for group in tree.children:
             xarray.testing.assert_equal(back[group].to_dataset(), tree[group].to_dataset())
+
+
+def test_cost_map_is_the_cost_and_paths_are_those_drawn():
+    world = lq.imitation(0.0, horizon=5)
+    model = EnergyModel(Weighted(world)).double()
+    fit = dataclasses.replace(exact(world), model=model)
+    data = draws_of(fit, 8, 1)
+    data["actions"] -= data["actions"].mean()  # so the map's action is 0
+    data["states"] = data["states"].clone()
+    figure, ax = plt.subplots()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EnergyModel, "check", lambda self, x: x)  # moved actions don't replay
+        assert plot_trajectories(fit, data, n=8, names=("m", "m/s"), ax=ax) is figure
+    mesh, paths, others = ax.collections
+    cost = mesh.get_array().reshape(60, 60)
+    x, y = ax.get_xlim()[1], ax.get_ylim()[0]
+    want = 0.5 * (world.Q[0, 0] * x**2 + world.Q[1, 1] * y**2)
+    assert cost[0, -1] == pytest.approx(want.item(), rel=1e-3)
+    np.testing.assert_allclose(paths.get_segments()[3], data["states"][3])
+    assert len(others.get_segments()) == 8
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("m", "m/s")
+    with pytest.raises(ValueError, match="vectors of 2"):
+        plot_trajectories(fit, draws_of(fit, 8, 1), (0, 2))
+    plt.close("all")
+
+
+def test_horizon_curves_end_at_the_report():
+    fit = exact(lq.short(0.0), scale=1.2)
+    figure, axes = plt.subplots(1, 2)
+    assert plot_horizon(fit, 500, axes=tuple(axes)) is figure
+    report = trajectory_report(fit, draws_of(fit, 50, 1), n=500)
+    assert axes[0].lines[0].get_ydata()[-1] == pytest.approx(report.ess[-1])
+    assert axes[1].lines[1].get_ydata()[-1] == pytest.approx(report.log_z_of[-1].value)
+    assert axes[1].lines[2].get_ydata()[-1] == pytest.approx(report.lower.value)
+    with pytest.raises(GeneratorError, match="plot_horizon"):
+        plot_horizon(Exact(fit.model, object()))
+    plt.close("all")
