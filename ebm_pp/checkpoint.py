@@ -38,7 +38,7 @@ def save(fit: Fit, path: str | Path) -> None:
         "generator": generator.state_dict() if isinstance(generator, nn.Module) else {},
         "flow": generator.settings if isinstance(generator, FlowGenerator) else None,
         "policy": _policy_settings(generator),
-        "causal": None if fit.model.soft_value is None else fit.model.soft_value.causal,
+        "soft_value": _soft_value_settings(fit.model.soft_value),
         "history": [dict(info) for info in fit.history],
         "status": fit.status.name,
         "config": dataclasses.asdict(fit.config),
@@ -73,8 +73,8 @@ def load(
     """
     content = _read(Path(path))
     model = EnergyModel(program, *args, **kwargs).to(getattr(torch, content["dtype"]))
-    if content["causal"] is not None and model.layout is not None:
-        soft_value = SoftValue(model.layout, causal=content["causal"])
+    if content["soft_value"] is not None and model.layout is not None:
+        soft_value = SoftValue(model.layout, **content["soft_value"])
         model.soft_value = soft_value.to(model.device, model.dtype)
     policy = content["policy"]
     if generator is None and policy is not None and model.layout is not None:
@@ -113,6 +113,12 @@ def _policy_settings(generator: Generator) -> dict[str, Any] | None:
     if isinstance(generator, PolicyGenerator) and isinstance(generator.policy, NeuralPolicy):
         return generator.settings
     return None
+
+
+def _soft_value_settings(soft_value: SoftValue | None) -> dict[str, Any] | None:
+    if soft_value is None:
+        return None
+    return {"causal": soft_value.causal, "ridges": soft_value.ridges}
 
 
 def _read(path: Path) -> dict[str, Any]:

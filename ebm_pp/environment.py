@@ -173,8 +173,8 @@ class _Running:
             got = f"trajectory {i} at {states[i].tolist()}, where it gave {self.at[i].tolist()}"
         raise ProgramError(
             f"the environment was asked to step from states it does not stand in ({got}); "
-            "expected the states of its last reset or step.\n  Most likely two policies share it, or rows "
-            "were picked. Make one environment each, or give a step function: Opaque."
+            "expected the states of its last reset or step.\n  Most likely two policies share it, "
+            "or rows were picked. Make one environment each, or give a step function: Opaque."
         )
 
 

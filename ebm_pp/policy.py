@@ -29,7 +29,7 @@ from ebm_pp.trajectory import Layout
 
 LOG_SD = (-5.0, 2.0)  # bounds of a Gaussian policy's log standard deviation
 LOG_SD_SQUASHED = (-4.0, 0.5)  # before the squashing
-REACH = 3.0  # bound of a squashed policy's centre, before the squashing
+REACH = 6.0  # bound of a squashed policy's centre before the squashing: .25 % from an end
 
 
 class SquashedNormal(TorchDistribution):

@@ -21,7 +21,7 @@ from ebm_pp.errors import GeneratorError
 from ebm_pp.generator import Generator
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.pool import Pool, pick
-from ebm_pp.soft_value import Projection, SoftValue
+from ebm_pp.soft_value import Projection, SoftValue, affordable
 
 if TYPE_CHECKING:
     from ebm_pp.game import Game
@@ -81,7 +81,9 @@ def attach(averaged: EnergyModel, generator: Generator, config: FitConfig) -> So
     if averaged.layout is None or not isinstance(generator, PolicyGenerator):
         return None
     causal = config.objective in ("causal", "likelihood")
-    soft_value = SoftValue(averaged.layout, causal=causal).to(averaged.device, averaged.dtype)
+    ridges = affordable(averaged.layout, config.pool)
+    soft_value = SoftValue(averaged.layout, causal=causal, ridges=ridges)
+    soft_value.to(averaged.device, averaged.dtype)
     if config.objective not in SCALAR:
         averaged.soft_value = soft_value
     return soft_value

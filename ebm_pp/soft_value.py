@@ -40,7 +40,8 @@ RIDGE = 1e-8  # on correlations of features
 ROWS = 40_000  # states in a regression, at most
 PER_STEP = 12  # rows per feature from which every step gets coefficients of its own
 DRAWS = 8  # of the next state, where its expectation has no closed form
-RIDGES = 64  # random features
+RIDGES = 64  # random features, at least
+MOST_RIDGES = 512  # and at most, where all steps share them
 
 
 class Features(nn.Module):
@@ -53,6 +54,7 @@ class Features(nn.Module):
         width: of a row; 0 for integers.
         n: how many integers; 0 for vectors.
         horizon: T.
+        ridges: how many random ones.
     """
 
     loc: Tensor
@@ -61,17 +63,17 @@ class Features(nn.Module):
     shift: Tensor
     pairs: Tensor
 
-    def __init__(self, width: int, n: int, horizon: int) -> None:
+    def __init__(self, width: int, n: int, horizon: int, ridges: int = RIDGES) -> None:
         super().__init__()
         self.n, self.horizon = n, horizon
         generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(width + 1, RIDGES, generator=generator) / math.sqrt(width + 1)
+        weight = torch.randn(width + 1, ridges, generator=generator) / math.sqrt(width + 1)
         self.register_buffer("weight", 1.5 * weight)
-        self.register_buffer("shift", 2 * torch.rand(RIDGES, generator=generator) - 1)
+        self.register_buffer("shift", 2 * torch.rand(ridges, generator=generator) - 1)
         self.register_buffer("loc", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.register_buffer("pairs", torch.triu_indices(width, width), persistent=False)
-        self.size = n or 2 + 2 * width + 2 * self.pairs.shape[1] + RIDGES
+        self.size = n or 2 + 2 * width + 2 * self.pairs.shape[1] + ridges
 
     def standardise_(self, rows: Float[Tensor, "n width"]) -> None:
         """Location and scale from rows."""
@@ -133,25 +135,26 @@ class SoftValue(nn.Module):
     Args:
         layout: the trajectory.
         causal: whether `next_t` is the expectation (causal) or the value of the drawn next state.
+        ridges: random features; see `affordable`.
     """
 
     coefficients: Tensor
     coefficients_after: Tensor
 
-    def __init__(self, layout: Layout, *, causal: bool) -> None:
+    def __init__(self, layout: Layout, *, causal: bool, ridges: int = RIDGES) -> None:
         super().__init__()
         dynamics = layout.dynamics
-        self.layout = layout
+        self.layout, self.ridges = layout, ridges
         self.causal = causal and not dynamics.deterministic
         space, actions = dynamics.space, dynamics.actions
         width = 0 if space.n else space.shape[0]
-        self.features = Features(width, space.n, layout.horizon)
+        self.features = Features(width, space.n, layout.horizon, ridges)
         # Of a simulator, E[h(s') | s, a] is itself a regression, on state and action.
         self.pairs = None
         if self.causal and dynamics.opaque:
             both = bool(space.n and actions.n)
             pair = (space.n or width) + (actions.n or actions.shape[0])
-            self.pairs = Features(0 if both else pair, space.n * actions.n, layout.horizon)
+            self.pairs = Features(0 if both else pair, space.n * actions.n, layout.horizon, ridges)
         size = self.features.size if self.pairs is None else self.pairs.size
         self.register_buffer("coefficients", torch.zeros(layout.horizon + 1, self.features.size))
         self.register_buffer("coefficients_after", torch.zeros(layout.horizon, size))
@@ -327,6 +330,19 @@ def _shared(features: Float[Tensor, "n T F"]) -> LeastSquares:
     """Coefficients that all steps share."""
     rows = features.reshape(1, -1, features.shape[-1]).double()
     return LeastSquares(rows, *_gram(rows), features.shape[1])
+
+
+def affordable(layout: Layout, draws: int) -> int:
+    """Random features that this many draws can pay for.
+
+    64 where every step can have coefficients of its own; else, all steps sharing them, one per 24
+    states, up to 512.
+    """
+    space = layout.dynamics.space
+    least = Features(0 if space.n else space.shape[0], space.n, layout.horizon).size
+    if space.n or draws >= PER_STEP * least:
+        return RIDGES
+    return min(max(draws * layout.horizon // (2 * PER_STEP), RIDGES), MOST_RIDGES)
 
 
 def expect(

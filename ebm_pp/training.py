@@ -38,8 +38,8 @@ class Status(enum.Enum):
     )
     LAGGING = (
         "All rounds ran, but the generator lags behind the energy (low ESS or high k-hat): draws "
-        "and log Z are not to be trusted. Raise rounds or generator_steps_max, or try "
-        "base='student_t'."
+        "and log Z are not to be trusted. Raise rounds or generator_steps_max, or try a flow with "
+        "base='student_t'; of long trajectories only the weights of single steps may be usable."
     )
     TEMPERING = (
         "All rounds ran before the annealed target reached the given density: draws are of a "
