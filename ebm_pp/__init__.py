@@ -25,6 +25,7 @@ from ebm_pp.sampling import (
 )
 from ebm_pp.training import Fit, Status, fit
 from ebm_pp.trajectory import trajectory
+from ebm_pp.trajectory_report import TrajectoryReport, shaped, trajectory_report
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "Report",
     "Space",
     "Status",
+    "TrajectoryReport",
     "diagnose",
     "fit",
     "from_gymnasium",
@@ -60,7 +62,9 @@ __all__ = [
     "pad",
     "resample",
     "save",
+    "shaped",
     "tilt",
     "to_datatree",
     "trajectory",
+    "trajectory_report",
 ]

@@ -185,7 +185,10 @@ def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stanc
                 "it as an argument, EnergyModel(program, network), or make the program an "
                 "nn.Module."
             )
-        if name in factors and not reached.keys() & values and _constant(here.terms[name]):
+        # Of integers no gradient tells, and a few draws may all miss the states that matter.
+        told = all(value.is_floating_point() for value in draw.values())
+        constant = told and not reached.keys() & values and _constant(here.terms[name])
+        if name in factors and constant:
             raise ProgramError(
                 f"factor {name!r} depends on no latent site: it is {term.item():g} at every "
                 "draw; expected a function of the sites.\n  Most likely it reads a constant "

@@ -104,9 +104,7 @@ def refit(game: "Game", pool: Pool, projection: Projection | None) -> None:
         game.soft_value.keep_(projection, _rewards(game.averaged, pool, projection))
 
 
-def _rewards(
-    model: EnergyModel, pool: Pool, projection: Projection
-) -> Float[Tensor, "n stages"]:
+def _rewards(model: EnergyModel, pool: Pool, projection: Projection) -> Float[Tensor, "n stages"]:
     """r_t = -c - log pi of the draws that the regression takes, and minus the terminal cost."""
     assert pool.step_log_q is not None, "draw_pool sets it for policies"
     rows = slice(pool.draws.start, pool.draws.start + projection.n)

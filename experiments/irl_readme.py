@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import ebm_pp
+from ebm_pp.plots_trajectory import plot_trajectories
+from experiments.table import RESULTS
 from models import linear_quadratic as lq
 
 world = lq.imitation()  # an expert known exactly: true weights 1, .2 and .5
@@ -42,6 +44,9 @@ def main() -> None:
     fit = ebm_pp.fit(model, demonstrations)
     print(fit)
     print(model.program.log_weights.exp())
+    print(ebm_pp.diagnose(fit, demonstrations))
+    picture = plot_trajectories(fit, demonstrations, names=("position", "speed"))
+    picture.savefig(RESULTS / "irl_lqr.png", dpi=110)
 
 
 if __name__ == "__main__":
