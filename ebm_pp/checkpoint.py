@@ -73,10 +73,10 @@ def load(
     """
     content = _read(Path(path))
     model = EnergyModel(program, *args, **kwargs).to(getattr(torch, content["dtype"]))
-    if content["soft_value"] is not None and model.layout is not None:
+    if content.get("soft_value") is not None and model.layout is not None:
         soft_value = SoftValue(model.layout, **content["soft_value"])
         model.soft_value = soft_value.to(model.device, model.dtype)
-    policy = content["policy"]
+    policy = content.get("policy")  # not in files of the first version
     if generator is None and policy is not None and model.layout is not None:
         generator = partial(PolicyGenerator, **policy)
     if generator is None and content["flow"] is None:
