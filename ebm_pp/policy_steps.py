@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 # Objectives of trajectories differ in their log weights; these are the losses on them.
 OBJECTIVES = {"trajectory": "discriminator", "step": "discriminator", "causal": "discriminator"}
 SCALAR = ("discriminator", "normalised")  # one b for all start states: [F16] to the letter
-LAMBDA = 0.95  # how far a soft advantage looks ahead (Schulman et al. 2016, arXiv:1506.02438)
+# How far a soft advantage looks ahead (Schulman et al. 2016, arXiv:1506.02438): 0.95, and for
+# longer horizons, where h is rougher, 1 - 1.5 / T.
+LAMBDA = 0.95
 STEPS = 4096  # steps of trajectories in one score-function update
 
 BIASED = {
@@ -158,8 +160,8 @@ def policy_steps(game: "Game", pool: Pool, steps: int) -> float:
     tau, drawn = layout.pack(x), pool.step_log_q[pool.draws]
     with torch.no_grad():
         weights = game.averaged.step_log_density(x) + soft(tau) - drawn
-    advantages = soft_advantages(weights)
     n, horizon = drawn.shape
+    advantages = soft_advantages(weights, max(LAMBDA, 1 - 1.5 / horizon))
     total = 0.0
     for _ in range(steps):
         i, t = torch.randint(n, (STEPS,)), torch.randint(horizon, (STEPS,))

@@ -68,7 +68,9 @@ class Features(nn.Module):
         self.n, self.horizon = n, horizon
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(width + 1, ridges, generator=generator) / math.sqrt(width + 1)
-        self.register_buffer("weight", 1.5 * weight)
+        # Shared features also have to tell steps apart: up to 4 per standard deviation.
+        steepest = 4.0 if ridges > RIDGES else 1.5
+        self.register_buffer("weight", torch.linspace(1.5, steepest, ridges) * weight)
         self.register_buffer("shift", 2 * torch.rand(ridges, generator=generator) - 1)
         self.register_buffer("loc", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))

@@ -62,44 +62,35 @@ def step(states: Tensor, actions: Tensor) -> Tensor:
 
 
 class Pendulum(nn.Module):
-    """The program; a factor for each feature, whose weight is a parameter.
-
-    The parameters are the weights, not their logs: the likelihood is concave in them, and the
-    torque's, nearly 0, is not 6 e-folds away from 1. Nothing keeps them positive.
+    """The program; a factor for each feature, whose weight is exp of a parameter.
 
     Args:
         dynamics: of observations (cos, sin, speed) and torques.
         horizon: T.
         weights: of theta^2, speed^2, torque^2 at the beginning.
-        units: of the features, e.g. their means in the demonstrations: the parameters are weights
-            per unit, so that steps of one size serve all three.
     """
-
-    units: Tensor
 
     def __init__(
         self,
         dynamics: Dynamics,
         horizon: int = HORIZON,
         weights: tuple[float, ...] = (1.0, 1.0, 1.0),
-        units: tuple[float, ...] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         self.dynamics, self.horizon = dynamics, horizon
-        self.register_buffer("units", torch.tensor(units))
-        self.scaled = nn.Parameter(torch.tensor(weights) * self.units)
+        self.log_weights = nn.Parameter(torch.tensor(weights).log())
 
     def forward(self) -> None:
         """One trajectory."""
         tau = trajectory(self.dynamics, self.horizon)
-        costs = self.scaled / self.units * features(tau.states[:-1], tau.actions)
+        costs = self.log_weights.exp() * features(tau.states[:-1], tau.actions)
         with pyro.plate("time", self.horizon):
             for i, name in enumerate(("angle", "speed", "torque")):
                 pyro.factor(name, -costs[:, i])
 
     def weights(self) -> Float[Tensor, " 3"]:
         """Of theta^2, speed^2, torque^2."""
-        return self.scaled.detach() / self.units
+        return self.log_weights.detach().exp()
 
 
 @dataclass(frozen=True)
@@ -231,44 +222,6 @@ class GridPolicy(nn.Module):
         index, share = self.grid.corners(theta, speed)
         index = index + time * (self.grid.angles * self.grid.speeds)
         return (share * self.values.flatten()[index]).sum(0).to(theta)
-
-
-class CellPolicy(nn.Module):
-    """A learned policy of the same kind: a network from state and time to densities in cells.
-
-    The best torques are near uniform or near a truncated exponential; a squashed Gaussian, the
-    default policy in a box, misses them by some 12 nats a trajectory at beta = 2.
-
-    Args:
-        states: rows that set location and scale.
-        horizon: T.
-        torques: cells.
-        hidden: width of the two layers.
-    """
-
-    loc: Tensor
-    scale: Tensor
-
-    def __init__(
-        self, states: Tensor, horizon: int = HORIZON, torques: int = 21, hidden: int = 128
-    ) -> None:
-        super().__init__()
-        self.horizon, self.grid = horizon, Grid(torques=torques)
-        rows = states.reshape(-1, 3)
-        self.register_buffer("loc", rows.mean(0))
-        self.register_buffer("scale", rows.std(0))
-        last = nn.Linear(hidden, torques)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.net = nn.Sequential(
-            nn.Linear(4, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last
-        )
-
-    def forward(self, states: Tensor, time: Tensor) -> Distribution:
-        """The law of the torque in states `(*batch, 3)` at times `(*batch)`."""
-        clock = (2 * time.to(states) / self.horizon - 1).unsqueeze(-1)
-        rows = torch.cat([(states - self.loc) / self.scale, clock], -1)
-        return CellTorque(self.net(rows).log_softmax(-1) - math.log(self.grid.width), self.grid)
 
 
 def true_weights(beta: float) -> Float[Tensor, " 3"]:
