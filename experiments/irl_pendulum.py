@@ -292,6 +292,13 @@ def peer_rows(expert: GridPolicy, s: Settings, best: Verdict, steps: int) -> lis
 def notes(s: Settings, expert: GridPolicy, best: Verdict) -> str:
     return f"""
 Settings: {dataclasses.asdict(s)}.
+
+Returns and gaps from {s.judged} start states, the same for all; "% below" is paired over them.
+"gap": the expert's soft value minus the policy's soft objective, nats a trajectory. The exact
+likelihood (dynamics known, on the expert's grid) shows that the demonstrations determine the
+first two weights: that the game's are far from them is its failure, not theirs. AIRL sees the
+same demonstrations; its torques are clipped, so it has no density.
+![pendulum](irl_pendulum.png)
 """
 
 
