@@ -242,7 +242,9 @@ def main() -> None:
         "nats: per trajectory to the expert's policy, median of three seeds (demonstrations "
         "differ by seed). Ours knows the cost's class (three weights) and known dynamics, and "
         "differentiates through them; peers learn networks at their documented settings, "
-        f"{settings.peer_steps:,} steps. Simulated steps count those of every trajectory drawn. "
+        f"{settings.peer_steps:,} steps. Simulated steps count those of every trajectory drawn; "
+        "ours are batched torch, the peers' are of a gymnasium environment, so their ratio is "
+        "not one of equal work. "
         "The default settings of trajectories were set while looking at seeds 0 and 1." + peers,
     ))  # fmt: skip
     print(write_table(
