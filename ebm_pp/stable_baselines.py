@@ -12,7 +12,8 @@ What they maximise, beside E_q[sum_t (-c_t - log pi_t)], the library's objective
   no part of the return: it does not seek states where it can stay random. `ent_coef=1` here, but
   its fixed point is another; let `fit` or `importance_sample` correct it.
 
-Episodes have T steps (fewer where the dynamics are absorbing), and the policy sees t / T, so that gamma = 1 is well posed.
+Episodes have T steps (fewer where the dynamics are absorbing), and the policy sees t / T, so that
+gamma = 1 is well posed.
 Source: Haarnoja et al. 2018, arXiv:1812.05905; Schulman et al. 2017, arXiv:1707.06347.
 """
 
