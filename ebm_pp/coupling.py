@@ -23,20 +23,20 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from ebm_pp.circle import wrap
 
 LOG_SCALE_BOUND = 2.5  # S: one affine layer scales by at most e^2.5, about 12
 SMALLEST_BIN = 1e-3  # of the box, so that no piece of a spline degenerates
-RAW_BOUND = 5.0  # keeps bins and slopes within e^5 of each other: invertible in float32
-UNIT_SLOPE = math.log(math.e - 1)  # softplus(UNIT_SLOPE) = 1: the identity at raw = 0
+RAW_BOUND = 5.0  # keeps bins and slopes within e^5 of the identity's: invertible in float32
 
 
 def rational_quadratic(
-    x: Float[Tensor, "*b"], raw: Float[Tensor, "*b p"], bound: float, *, inverse: bool
-) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+    x: Float[Tensor, "*b n"], raw: Float[Tensor, "*b p n"], bound: float, *, inverse: bool
+) -> tuple[Float[Tensor, "*b n"], Float[Tensor, "*b n"]]:
     """A monotone rational-quadratic spline from [-B, B] to itself, elementwise.
+
+    Rows come last: every step is then one pass over contiguous numbers.
 
     Args:
         x: points; those outside [-B, B] are returned as they are, with slope 1.
@@ -48,30 +48,32 @@ def rational_quadratic(
     Returns:
         (y, log dy/dx), each of the shape of x.
     """
-    bins = (raw.shape[-1] + 1) // 3
+    bins = (raw.shape[-2] + 1) // 3
     raw = raw * torch.rsqrt(1 + (raw / RAW_BOUND).square())
-    fractions = raw[..., : 2 * bins].unflatten(-1, (2, bins)).softmax(-1)
-    sizes = 2 * bound * (SMALLEST_BIN + (1 - bins * SMALLEST_BIN) * fractions)
-    left = sizes.cumsum(-1) - sizes - bound  # left and lower edges of the bins
-    slopes = softplus(raw[..., 2 * bins :] + UNIT_SLOPE)
-    if raw.shape[-1] == 3 * bins:
-        start, end = slopes, torch.cat([slopes[..., 1:], slopes[..., :1]], -1)
+    shares, raw_slopes = raw.exp().tensor_split((2 * bins,), -2)  # bounded: exp can't overflow
+    shares = shares.unflatten(-2, (2, bins))
+    free = 2 * bound * (1 - bins * SMALLEST_BIN)
+    sizes = shares * (free / shares.sum(-2, keepdim=True)) + 2 * bound * SMALLEST_BIN
+    left = sizes.cumsum(-2) - sizes - bound  # left and lower edges of the bins
+    if raw.shape[-2] == 3 * bins:
+        slopes = torch.cat([raw_slopes, raw_slopes[..., :1, :]], -2)
     else:
-        one = torch.ones_like(raw[..., :1])
-        start, end = torch.cat([one, slopes], -1), torch.cat([slopes, one], -1)
+        one = torch.ones_like(raw[..., :1, :])
+        slopes = torch.cat([one, raw_slopes, one], -2)
     inside = x.abs() <= bound  # the ends too: on the circle they are a point like any other
     point = torch.where(inside, x, torch.zeros_like(x))  # keeps the unused branch finite
-    edges = left[..., 1 if inverse else 0, 1:].detach()
-    k = (point.detach().unsqueeze(-1) >= edges).sum(-1)
-    columns = torch.cat([sizes, left, start.unsqueeze(-2), end.unsqueeze(-2)], -2)
-    w, h, x_k, y_k, d_k, d_next = _pick(columns, k).unbind(-1)
+    edges = left[..., 1 if inverse else 0, 1:, :].detach()
+    k = (point.detach().unsqueeze(-2) >= edges).sum(-2)
+    ends = torch.stack([slopes[..., :-1, :], slopes[..., 1:, :]], -3)
+    columns = torch.cat([sizes, left, ends], -3)
+    w, h, x_k, y_k, d_k, d_next = _pick(columns, k).unbind(-2)
     y, log_slope = (_piece_inverse if inverse else _piece)(point, w, h, x_k, y_k, d_k, d_next)
     return torch.where(inside, y, x), torch.where(inside, log_slope, torch.zeros_like(x))
 
 
-def _pick(columns: Float[Tensor, "*b c k"], k: Int[Tensor, "*b"]) -> Float[Tensor, "*b c"]:
-    index = k[..., None, None].expand(*columns.shape[:-1], 1)
-    return columns.gather(-1, index).squeeze(-1)
+def _pick(columns: Float[Tensor, "*b c k n"], k: Int[Tensor, "*b n"]) -> Float[Tensor, "*b c n"]:
+    index = k[..., None, None, :].expand(*columns.shape[:-2], 1, -1)
+    return columns.gather(-2, index).squeeze(-2)
 
 
 def _piece(
@@ -117,7 +119,8 @@ class Coupling(nn.Module):
         bound: B of the splines on the line (on the circle it is pi).
     """
 
-    order: Tensor
+    moved: Tensor
+    kept: Tensor
     back: Tensor
 
     def __init__(
@@ -134,8 +137,9 @@ class Coupling(nn.Module):
         self.n_line = int((moved & ~circular).sum())
         self.n_circle = int((moved & circular).sum())
         groups = [moved & ~circular, moved & circular, ~moved & ~circular, ~moved & circular]
-        order = torch.cat([mask.nonzero()[:, 0] for mask in groups])
-        self.register_buffer("order", order)  # moved first, angles after lines
+        order = torch.cat([mask.nonzero()[:, 0] for mask in groups])  # angles after lines
+        self.register_buffer("moved", order[: self.n_line + self.n_circle])
+        self.register_buffer("kept", order[self.n_line + self.n_circle :])
         self.register_buffer("back", order.argsort())
         self.widths = (3 * bins - 1, 3 * bins + 1) if bins else (2, 1)  # parameters a coordinate
         self.n_kept_line = int((~moved & ~circular).sum())
@@ -159,41 +163,47 @@ class Coupling(nn.Module):
         return self._move(y, inverse=True)
 
     def _move(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        x = x[:, self.order]
-        line, circle, kept = x.tensor_split((self.n_line, self.n_line + self.n_circle), -1)
-        raw = self._parameters_of(kept)
-        raw_line, raw_circle = raw.tensor_split((self.n_line * self.widths[0],), -1)
-        log_det = x.new_zeros(len(x))
+        x = x.T  # rows last: splines run over contiguous numbers
+        line, circle = x[self.moved].tensor_split((self.n_line,))
+        kept = x[self.kept]
+        raw_line, raw_circle = self._parameters_of(kept).tensor_split(
+            (self.n_line * self.widths[0],)
+        )
+        log_slopes = []
         if self.n_line:
-            raw_line = raw_line.unflatten(-1, (self.n_line, self.widths[0]))
+            raw_line = raw_line.unflatten(0, (self.n_line, self.widths[0]))
             line, log_slope = self._move_line(line, raw_line, inverse=inverse)
-            log_det = log_det + log_slope.sum(-1)
+            log_slopes.append(log_slope.sum(0))
         if self.n_circle:
-            raw_circle = raw_circle.unflatten(-1, (self.n_circle, self.widths[1]))
+            raw_circle = raw_circle.unflatten(0, (self.n_circle, self.widths[1]))
             circle, log_slope = self._move_circle(circle, raw_circle, inverse=inverse)
-            log_det = log_det + log_slope.sum(-1)
-        return torch.cat([line, circle, kept], -1)[:, self.back], log_det
+            log_slopes.append(log_slope.sum(0))
+        log_det = sum(log_slopes[1:], log_slopes[0])
+        return torch.cat([line, circle, kept])[self.back].T, log_det
 
-    def _parameters_of(self, kept: Tensor) -> Tensor:
+    def _parameters_of(self, kept: Tensor) -> Float[Tensor, "p n"]:
         """The conditioner c of the kept coordinates; angles enter as cosine and sine."""
-        if not kept.shape[-1]:  # nothing to condition on: the map's parameters are free numbers
-            return self.conditioner(kept.new_ones(len(kept), 1))
-        line, angle = kept.tensor_split((self.n_kept_line,), -1)
-        features = torch.cat([line, angle.cos(), angle.sin()], -1) if angle.shape[-1] else line
-        return self.conditioner(features)
+        last = self.conditioner[-1]
+        if not len(kept):  # nothing to condition on: the map's parameters are free numbers
+            features = kept.new_ones(kept.shape[1], 1)
+        else:
+            line, angle = kept.tensor_split((self.n_kept_line,))
+            features = torch.cat([line, angle.cos(), angle.sin()]) if len(angle) else line
+            features = self.conditioner[:-1](features.T)
+        return torch.addmm(last.bias.unsqueeze(1), last.weight, features.T)
 
     def _move_line(self, x: Tensor, raw: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         if self.bins:
             return rational_quadratic(x, raw, self.bound, inverse=inverse)
-        shift, raw_scale = raw.unbind(-1)
+        shift, raw_scale = raw.unbind(1)
         s = LOG_SCALE_BOUND * torch.tanh(raw_scale / LOG_SCALE_BOUND)
         return ((x - shift) * torch.exp(-s), -s) if inverse else (x * torch.exp(s) + shift, s)
 
     def _move_circle(self, x: Tensor, raw: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        rotation = raw[..., 0]
+        rotation = raw[:, 0]
         if not self.bins:
             return wrap(x - rotation if inverse else x + rotation), torch.zeros_like(x)
         if inverse:
-            x, log_slope = rational_quadratic(x, raw[..., 1:], math.pi, inverse=True)
+            x, log_slope = rational_quadratic(x, raw[:, 1:], math.pi, inverse=True)
             return wrap(x - rotation), log_slope
-        return rational_quadratic(wrap(x + rotation), raw[..., 1:], math.pi, inverse=False)
+        return rational_quadratic(wrap(x + rotation), raw[:, 1:], math.pi, inverse=False)
