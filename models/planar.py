@@ -11,6 +11,12 @@ true laws are in `TARGETS`, each a pair of `draws(n, seed)` and `log_density(x)`
   circles of equal weight, blurred by N(0, sd^2 I), so that at radius r a circle of radius R has
   density exp(-(r^2 + R^2) / (2 sd^2)) I_0(r R / sd^2) / (2 pi sd^2), I_0 the modified Bessel
   function. (Normal in radius alone would give circles an entropy of 3.2640, not 3.2681.)
+* `pinwheel`: five arms, N((1, 0), diag(.3^2, .1^2)), each turned by its angle 2 pi k / 5 and bent
+  by the angle exp(r) / 4 at radius r, all times 2. Turning by an angle that depends on the radius
+  keeps radius and area, so the density is the mixture's at the point turned back. (FFJORD's bends
+  by exp of the coordinate along the arm, which for arms so thin is nearly the radius.)
+* `spirals`: two arms (-t cos t, t sin t) / 3 and their mirror images, t in (0, 3 pi) with density
+  2 t / (3 pi)^2, blurred by N(0, .1^2 I); the integral along the arms as for moons.
 
 References:
     Grathwohl et al. 2019, FFJORD, arXiv:1810.01367 (whose toy data these shapes follow).
@@ -34,6 +40,8 @@ from ebm_pp.density import Sites
 RADIUS, SCALE = 4 / 1.414, 0.5 / 1.414
 RINGS, RING_SCALE = (0.75, 1.5, 2.25, 3.0), 0.08
 CIRCLES, CIRCLE_SCALE = (1.5, 3.0), 0.24
+ARMS, ARM_SCALE, BEND = 5, (0.3, 0.1), 0.25
+TURN, SPIRAL_SCALE = 3 * math.pi, 0.1
 
 
 class Planar(nn.Module):
@@ -168,6 +176,46 @@ def log_rings(
     return log_densities.logsumexp(-1) - math.log(len(radii) * 2 * math.pi * variance)
 
 
+def pinwheel(n: int, seed: int) -> Sites:
+    """Draws of the pinwheel: site `x`, shape (n, 2)."""
+    random = np.random.default_rng(seed)
+    arm = random.standard_normal((n, 2)) * ARM_SCALE + [1.0, 0.0]
+    start = 2 * math.pi * random.integers(0, ARMS, n) / ARMS
+    return _sites(2 * _turned(arm, start + BEND * np.exp(np.linalg.norm(arm, axis=1))))
+
+
+def log_pinwheel(x: Sites) -> Float[Tensor, "n"]:
+    """Log density of `pinwheel` at site `x`, in float64."""
+    bent = x["x"].double() / 2
+    back = BEND * bent.norm(dim=-1).exp()
+    parts = []
+    for k in range(ARMS):
+        angle = -(back + 2 * math.pi * k / ARMS)
+        along = bent[:, 0] * angle.cos() - bent[:, 1] * angle.sin()
+        across = bent[:, 0] * angle.sin() + bent[:, 1] * angle.cos()
+        z = torch.stack([(along - 1) / ARM_SCALE[0], across / ARM_SCALE[1]], -1)
+        parts.append(-0.5 * z.square().sum(-1))
+    constant = math.log(4 * ARMS * 2 * math.pi * ARM_SCALE[0] * ARM_SCALE[1])
+    return torch.stack(parts, -1).logsumexp(-1) - constant
+
+
+def spirals(n: int, seed: int) -> Sites:
+    """Draws of the two spirals: site `x`, shape (n, 2)."""
+    random = np.random.default_rng(seed)
+    centres = _spiral(TURN * np.sqrt(random.random(n)))
+    centres *= np.where(random.random(n) < 0.5, 1, -1)[:, None]
+    return _sites(centres + SPIRAL_SCALE * random.standard_normal((n, 2)))
+
+
+def log_spirals(x: Sites) -> Float[Tensor, "n"]:
+    """Log density of `spirals` at site `x`, in float64; quadrature as for moons."""
+    node, weight = roots_legendre(400)  # 15 long: nodes at most .6 of the blur apart
+    t = TURN * (node + 1) / 2
+    centres = torch.from_numpy(np.concatenate([_spiral(t), -_spiral(t)]))
+    half = torch.from_numpy(np.log(weight * t / TURN / 2))
+    return _log_mixture(x["x"], centres, SPIRAL_SCALE, torch.cat([half, half]))
+
+
 TARGETS: dict[str, Target] = {
     "moons": Target(moons, log_moons),
     "eight_gaussians": Target(eight_gaussians, log_eight_gaussians),
@@ -177,6 +225,8 @@ TARGETS: dict[str, Target] = {
         partial(rings, radii=CIRCLES, scale=CIRCLE_SCALE),
         partial(log_rings, radii=CIRCLES, scale=CIRCLE_SCALE),
     ),
+    "pinwheel": Target(pinwheel, log_pinwheel),
+    "spirals": Target(spirals, log_spirals),
 }
 
 
@@ -217,6 +267,15 @@ def _arcs(angle: np.ndarray, upper: np.ndarray) -> np.ndarray:
     first = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
     second = np.where(upper, np.sin(angle), 0.5 - np.sin(angle)) - 0.25
     return np.stack([first, second], -1)
+
+
+def _turned(x: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.stack([x[:, 0] * cos - x[:, 1] * sin, x[:, 0] * sin + x[:, 1] * cos], -1)
+
+
+def _spiral(t: np.ndarray) -> np.ndarray:
+    return np.stack([-t * np.cos(t), t * np.sin(t)], -1) / 3
 
 
 def _eight_centres() -> Float[Tensor, "8 2"]:
