@@ -1,9 +1,12 @@
 """Checking a user's rows against the sites of a model. Nothing is clamped, dropped or repaired.
 
-Every check is vectorised over rows; messages give the count and the first row numbers.
+Every check is vectorised over rows, one piece of them after the other, so that files larger than
+memory can be checked; messages give the count and the first row numbers.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +15,24 @@ from torch import Tensor
 
 from ebm_pp.demonstrations import unequal_lengths, whole
 from ebm_pp.errors import DataError
-from ebm_pp.program import Site, Sites
+from ebm_pp.program import Site
+from ebm_pp.stored import Data, Stored, pieces
 from ebm_pp.support import describe, plain
 
 SHOWN = 5  # row numbers in a message
+FAULTS = {  # what is wrong with rows: what to do
+    "are NaN or infinite": "Most likely missing measurements: drop these rows, in every site.",
+    "lie outside {support}": "Most likely other units, or a wrong support in the program: correct "
+    "one of them.",
+    "lie on the boundary of {support}": "An unconstrained flow cannot reach it: rescale, or "
+    "jitter inside.",
+}
 
 
 def check_rows(
     x: object, sites: dict[str, Site], dtype: torch.dtype, device: torch.device
-) -> Sites:
-    """User data as tensors of the model, or an error that names site and rows.
+) -> Data:
+    """User data as rows of the model, or an error that names site and rows.
 
     Args:
         x: A mapping from site name to an array, tensor or nested list `(n, *site_shape)`.
@@ -30,14 +41,16 @@ def check_rows(
         device: The device to convert to.
 
     Returns:
-        The rows, each value `(n, *site_shape)`, in the order of `sites`.
+        The rows, each value `(n, *site_shape)`, in the order of `sites`. What fits is the user's
+        own tensor; what does not stays where it is and is converted as it is read (`Stored`), but
+        for trajectories, which are converted whole.
 
     Raises:
         DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
             finite, outside the support or on its boundary, or there are no rows.
     """
     named = _named(x, sites)
-    rows = {name: _to_tensor(named[name], site, dtype, device) for name, site in sites.items()}
+    rows = {name: _rows(named[name], site, dtype, device) for name, site in sites.items()}
     lengths = {name: len(value) for name, value in rows.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
@@ -77,8 +90,13 @@ def _named(x: object, sites: dict[str, Site]) -> Mapping[str, object]:
     return x
 
 
-def _to_tensor(value: object, site: Site, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One site's rows as a tensor of the right dtype and shape."""
+def _rows(
+    value: Any,  # noqa: ANN401 - whatever the user has
+    site: Site,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor | Stored:
+    """One site's rows, of the right shape and of real numbers."""
     if not isinstance(value, Tensor):
         try:
             value = np.asarray(value)
@@ -91,26 +109,30 @@ def _to_tensor(value: object, site: Site, dtype: torch.dtype, device: torch.devi
             ) from error
         if value.dtype.kind not in "fiu":
             raise DataError(_dtype_text(site, str(value.dtype)))
-        wide = value.dtype.kind != "f" or value.dtype.itemsize > 4
-        # A copy, since a read-only array cannot become a tensor.
-        value = torch.from_numpy(np.array(value, dtype=np.float64 if wide else np.float32))
-    if value.is_complex() or value.dtype == torch.bool:
+    elif value.is_complex() or value.dtype == torch.bool:
         raise DataError(_dtype_text(site, str(value.dtype).removeprefix("torch.")))
-    if tuple(value.shape[1:]) != site.shape or not value.dim():
-        hint = "each row is one draw, with the rows first"
-        if value.dim() == len(site.shape):
-            hint = "the leading dimension of rows is missing: add it with x[None]"
-        elif site.trajectory is not None:
-            hint = "another horizon: pad with demonstrations.pad, or declare theirs"
-        elif value.numel() == len(value) * int(np.prod(site.shape)):
-            hint = f"only the shape differs: reshape to {(-1, *site.shape)}"
-        raise DataError(
-            f"site {site.name!r} has shape {tuple(value.shape)}; expected {_shape(site)}.\n  "
-            f"Most likely {hint}."
-        )
+    _check_shape(tuple(value.shape), site)
     if site.trajectory is not None and site.trajectory.space.n:
-        return whole(value.detach().to(device), site.name)
-    return value.detach().to(device=device, dtype=dtype)
+        return whole(Stored(value, torch.float64, device)[:], site.name)
+    if isinstance(value, Tensor) and (value.dtype, value.device) == (dtype, device):
+        return value.detach()
+    stored = Stored(value, dtype, device)
+    return stored if site.trajectory is None else stored[:]
+
+
+def _check_shape(shape: tuple[int, ...], site: Site) -> None:
+    if shape[1:] == site.shape and shape:
+        return
+    hint = "each row is one draw, with the rows first"
+    if len(shape) == len(site.shape):
+        hint = "the leading dimension of rows is missing: add it with x[None]"
+    elif site.trajectory is not None:
+        hint = "another horizon: pad with demonstrations.pad, or declare theirs"
+    elif math.prod(shape[1:]) == math.prod(site.shape):
+        hint = f"only the shape differs: reshape to {(-1, *site.shape)}"
+    raise DataError(
+        f"site {site.name!r} has shape {shape}; expected {_shape(site)}.\n  Most likely {hint}."
+    )
 
 
 def _dtype_text(site: Site, got: str) -> str:
@@ -124,45 +146,40 @@ def _shape(site: Site) -> str:
     return f"({', '.join(['n', *map(str, site.shape)])}{',' if not site.shape else ''})"
 
 
-def _check_values(value: Tensor, site: Site) -> None:
-    flat = value.reshape(len(value), -1)
-    _refuse(
-        ~torch.isfinite(flat).all(-1),
-        value,
-        site,
-        "are NaN or infinite",
-        "Most likely missing measurements: drop these rows, in every site.",
-    )
-    if site.circular:
+def _check_values(value: Tensor | Stored, site: Site) -> None:
+    """Refuses all rows of the first kind of fault that there is, in the order of `FAULTS`."""
+    counts = dict.fromkeys(FAULTS, 0)
+    first: dict[str, list[int]] = {what: [] for what in FAULTS}
+    for start, piece in pieces(value):
+        for what, bad in _faults(piece, site):
+            counts[what] += int(bad.sum())
+            if len(first[what]) < SHOWN:
+                first[what] += (start + bad.nonzero().flatten()[:SHOWN]).tolist()
+    for what, fix in FAULTS.items():
+        if counts[what]:
+            rows, others = first[what][:SHOWN], ""
+            one = value[rows[0] : rows[0] + 1][0]
+            shown = f"value {one.item():g}" if not one.dim() else f"value {one.tolist()}"
+            if counts[what] > 1:
+                dots = ", ..." if counts[what] > SHOWN else ""
+                others = f"; rows {', '.join(map(str, rows))}{dots}"
+            raise DataError(
+                f"site {site.name!r}: {counts[what]} of {len(value)} rows "
+                f"{what.format(support=describe(site.support))} (first: row {rows[0]}, {shown}"
+                f"{others}).\n  {fix}"
+            )
+
+
+def _faults(value: Tensor, site: Site) -> Iterator[tuple[str, Tensor]]:
+    """What is wrong with which rows, `(n,)`, in the order of `FAULTS`."""
+    not_finite, outside, on_boundary = FAULTS
+    bad = ~torch.isfinite(value.reshape(len(value), -1)).all(-1)
+    yield not_finite, bad
+    if site.circular or bool(bad.any()):
         return
     on_edge = _on_boundary(site.support, value)
-    _refuse(
-        ~_inside(site.support, value) & ~on_edge,
-        value,
-        site,
-        f"lie outside {describe(site.support)}",
-        "Most likely other units, or a wrong support in the program: correct one of them.",
-    )
-    _refuse(
-        on_edge,
-        value,
-        site,
-        f"lie on the boundary of {describe(site.support)}",
-        "An unconstrained flow cannot reach it: rescale, or jitter inside.",
-    )
-
-
-def _refuse(bad: Tensor, value: Tensor, site: Site, what: str, fix: str) -> None:
-    if not bool(bad.any()):
-        return
-    rows = bad.nonzero().flatten()[:SHOWN].tolist()
-    count, first = int(bad.sum()), value[rows[0]]
-    shown = f"value {first.item():g}" if not first.dim() else f"value {first.tolist()}"
-    others = f"; rows {', '.join(map(str, rows))}{', ...' if count > SHOWN else ''}"
-    raise DataError(
-        f"site {site.name!r}: {count} of {len(value)} rows {what} (first: row {rows[0]}, {shown}"
-        f"{others if count > 1 else ''}).\n  {fix}"
-    )
+    yield outside, ~_inside(site.support, value) & ~on_edge
+    yield on_boundary, on_edge
 
 
 def _inside(support: constraints.Constraint, value: Tensor) -> Tensor:

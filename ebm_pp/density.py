@@ -31,6 +31,7 @@ from ebm_pp.demonstrations import check_demonstrations
 from ebm_pp.errors import DataError, ProgramError
 from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks, surroundings
 from ebm_pp.soft_value import SoftValue
+from ebm_pp.stored import Data
 from ebm_pp.support import bijection
 from ebm_pp.trace import read_sites
 from ebm_pp.trajectory import read_layout
@@ -332,9 +333,21 @@ class EnergyModel(nn.Module):
             DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
                 finite, outside the support or on its boundary, or there are no rows.
         """
+        return {name: value[:] for name, value in self.stored(x).items()}
+
+    def stored(self, x: object) -> Data:
+        """What `check` gives, without copies: for rows that may not fit into memory.
+
+        Rows of a memory-mapped file (`np.load(path, mmap_mode="r")`), or of another type or
+        device than the model's, are converted as they are read. The check passes over all of them
+        once.
+
+        Raises:
+            DataError: As `check`.
+        """
         rows = check_rows(x, self.sites, self.dtype, self.device)
-        if self.layout is not None:
-            check_demonstrations(rows, self.layout)
+        if self.layout is not None:  # whose rows are tensors already
+            check_demonstrations({name: value[:] for name, value in rows.items()}, self.layout)
         return rows
 
     def _run(

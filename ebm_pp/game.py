@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ebm_pp import losses
+from ebm_pp.capture import Density, capture
 from ebm_pp.config import PER_STEP, FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
@@ -70,6 +71,7 @@ class Game:
     data: Sites | None
     config: FitConfig
     soft_value: SoftValue | None = None  # of trajectories: refitted to every pool
+    density: Density | None = None  # log p~ of as many rows as an energy step has, captured
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,9 @@ def generator_target(memory: list[tuple[Pool, Tensor]], game: Game) -> tuple[Sit
         b = bridge(at_data, at_draws, config.nu)
         if config.offset == "newton" and config.objective not in PER_STEP:
             game.offset.fill_(b)
+        log_z = at_draws.logsumexp(0) - math.log(len(at_draws))
+        if at_data.mean() < log_z:  # the energy still knows less of the data than q does:
+            return pick(pool.x, slice(pool.n_data)), torch.zeros_like(at_data), 1.0
         weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
         return pool.x, weights, 1.0
     newest = log_density - pool.log_q
@@ -295,9 +300,16 @@ def start(
             "generator", [{"params": trainable}], config.generator_lr, steps, config.clip
         )
     model.soft_value = None
+    density = None
+    if data is not None:
+        n_batch = min(config.batch, config.pool, n_rows(data))
+        batch = torch.arange(n_batch + round(config.nu * n_batch)) % n_rows(data)
+        density = capture(model, pick(data, batch))
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     soft_value = attach(averaged, generator, config)
-    return Game(model, averaged, generator, energy, proposal, offset, data, config, soft_value)
+    return Game(
+        model, averaged, generator, energy, proposal, offset, data, config, soft_value, density
+    )
 
 
 def _default_generator(model: EnergyModel, data: Sites | None, config: FitConfig) -> Generator:

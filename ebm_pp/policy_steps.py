@@ -126,7 +126,8 @@ def log_weights_of(
     """
     model, objective = game.model, game.config.objective
     if projection is None or objective in SCALAR or pool.step_log_q is None:
-        return lambda at: model.log_density(pick(pool.x, at)) - pool.log_q[at]
+        density = game.density or model.log_density
+        return lambda at: density(pick(pool.x, at)) - pool.log_q[at]
     step_log_q = pool.step_log_q
 
     def conditional(at: Tensor) -> Tensor:
