@@ -13,11 +13,12 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ebm_pp.demonstrations import unequal_lengths, whole
+from ebm_pp.demonstrations import check_demonstrations, unequal_lengths, whole
 from ebm_pp.errors import DataError
 from ebm_pp.program import Site
 from ebm_pp.stored import Data, Stored, pieces
 from ebm_pp.support import describe, plain
+from ebm_pp.trajectory import Layout
 
 SHOWN = 5  # row numbers in a message
 FAULTS = {  # what is wrong with rows: what to do
@@ -30,7 +31,11 @@ FAULTS = {  # what is wrong with rows: what to do
 
 
 def check_rows(
-    x: object, sites: dict[str, Site], dtype: torch.dtype, device: torch.device
+    x: object,
+    sites: dict[str, Site],
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: Layout | None = None,
 ) -> Data:
     """User data as rows of the model, or an error that names site and rows.
 
@@ -39,6 +44,7 @@ def check_rows(
         sites: The model's latent sites.
         dtype: The floating type to convert to.
         device: The device to convert to.
+        layout: The trajectory that the sites make, if they make one.
 
     Returns:
         The rows, each value `(n, *site_shape)`, in the order of `sites`. What fits is the user's
@@ -63,8 +69,10 @@ def check_rows(
             "every row; for a density without data use fit(model, data=None)."
         )
     for name, site in sites.items():
-        if site.trajectory is None:  # trajectories: demonstrations.py
+        if site.trajectory is None:
             _check_values(rows[name], site)
+    if layout is not None:
+        check_demonstrations({name: value[:] for name, value in rows.items()}, layout)
     return rows
 
 

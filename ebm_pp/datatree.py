@@ -25,6 +25,7 @@ import dataclasses
 import enum
 import json
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, runtime_checkable
@@ -50,6 +51,7 @@ from ebm_pp.sampling import (
     slices,
     walk,
 )
+from ebm_pp.stored import representative
 
 Variables = dict[str, NDArray[Any]]
 
@@ -77,7 +79,7 @@ class Recorded(Diagnosable, Protocol):
 def to_datatree(
     source: Recorded | Draws | Chains,
     *,
-    data: Sites | None = None,
+    data: Mapping[str, Any] | None = None,
     n: int = 4000,
     chains: int = 4,
     seed: int | None = 0,
@@ -87,7 +89,8 @@ def to_datatree(
     Args:
         source: a fit (all groups), `Draws` (posterior, sample_stats, proposal) or `Chains`, for
             instance of `neutra_hmc` (posterior, sample_stats).
-        data: rows of every site, for observed_data and, with a fit, log_likelihood.
+        data: rows of every site, for observed_data and, with a fit, log_likelihood; of more than
+            100,000 so many are taken, spread over all of them.
         n: draws of the generator; only for a fit.
         chains: number of chains through the draws.
         seed: of the draws and chains.
@@ -103,7 +106,7 @@ def to_datatree(
     """
     groups: dict[str, Variables] = {}
     attributes: dict[str, Any] = {"seed": "none" if seed is None else seed}
-    rows = data
+    rows: Sites | None = None
     values: Sites = {}
     if isinstance(source, Chains):
         groups = _chain_groups(source)
@@ -122,10 +125,12 @@ def to_datatree(
         log_z = log_partition_from_weights(draws.log_weights)
         attributes |= _estimate(log_z) | _record(source)
         if data is not None:
-            rows = source.model.check(data)
+            rows = representative(source.model.stored(data))
             log_likelihood = log_density_of(source.model, rows) - log_z.value
             groups["log_likelihood"] = {"joint": _array(log_likelihood)[None, None]}
     model = None if isinstance(source, Chains | Draws) else source.model
+    if model is None and data is not None:
+        rows = representative(data)
     dims = _dims(groups["posterior"], 2, model) | {"joint": ["row"]}
     coords = {} if model is None else _coordinates(model, groups["posterior"], values)
     tree = arviz_base.from_dict(groups, dims=dims, coords=coords)

@@ -27,7 +27,6 @@ from torch.nn.parameter import is_lazy
 from ebm_pp.ancestral import draw_base
 from ebm_pp.circle import wrap
 from ebm_pp.data import check_rows
-from ebm_pp.demonstrations import check_demonstrations
 from ebm_pp.errors import DataError, ProgramError
 from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks, surroundings
 from ebm_pp.soft_value import SoftValue
@@ -336,19 +335,8 @@ class EnergyModel(nn.Module):
         return {name: value[:] for name, value in self.stored(x).items()}
 
     def stored(self, x: object) -> Data:
-        """What `check` gives, without copies: for rows that may not fit into memory.
-
-        Rows of a memory-mapped file (`np.load(path, mmap_mode="r")`), or of another type or
-        device than the model's, are converted as they are read. The check passes over all of them
-        once.
-
-        Raises:
-            DataError: As `check`.
-        """
-        rows = check_rows(x, self.sites, self.dtype, self.device)
-        if self.layout is not None:  # whose rows are tensors already
-            check_demonstrations({name: value[:] for name, value in rows.items()}, self.layout)
-        return rows
+        """`check` without copies: rows in a file or of another type are converted when indexed."""
+        return check_rows(x, self.sites, self.dtype, self.device, self.layout)
 
     def _run(
         self,

@@ -18,7 +18,9 @@ Moments and offset are judged only where the generator is not at fault: its faul
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,6 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ebm_pp.density import Sites
 from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, measure
 from ebm_pp.moments import Gap, family_threshold, moment_gaps
 from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
@@ -96,7 +97,7 @@ class Report:
 
 def diagnose(
     fit: Diagnosable,
-    data: Sites | None,
+    data: Mapping[str, Any] | None,
     n: int = 4000,
     *,
     groups: Int[Tensor, " rows"] | NDArray[np.integer] | None = None,
@@ -106,8 +107,9 @@ def diagnose(
 
     Args:
         fit: a fit.
-        data: rows, best held out from training. None for a given density: then a mode that the
-            generator misses is seen only if draws of the base measure happen on it.
+        data: rows, best held out from training; of more than 100,000 so many are taken, spread
+            over all of them. None for a given density: then a mode that the generator misses is
+            seen only if draws of the base measure happen on it.
         n: draws of the generator.
         groups: a label per row of data. Rows of one label go together (hours of a day, shots of a
             run); then only groups count as independent in the standard errors.

@@ -1,8 +1,9 @@
 """The measurements behind a report; what they mean is said in diagnostics.py."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +33,7 @@ from ebm_pp.reach import (
 )
 from ebm_pp.sampling import Chains, Fitted, propose, slices, walk
 from ebm_pp.step_weights import StepWeights, soft_value_of, step_log_weights, weigh_steps
+from ebm_pp.stored import representative
 
 ROWS_TRIED = 100  # rows beyond reach that are looked at more closely
 USABLE_ESS = 0.1  # fraction; below it ten draws are worth less than one
@@ -127,12 +129,14 @@ class Evidence:
 @torch.no_grad()
 def measure(
     fit: Diagnosable,
-    data: Sites | None,
+    data: Mapping[str, Any] | None,
     n: int,
     chains: int,
     groups: Int[Tensor, " rows"] | None = None,
 ) -> Evidence:
     """Every measurement, from `n` draws of q; uses the random stream as it stands.
+
+    Of more than 100,000 rows of data so many are taken, spread over all.
 
     Raises:
         DataError: the data do not fit the program.
@@ -140,9 +144,13 @@ def measure(
         GeneratorError: no draw has any weight.
     """
     model = fit.model
-    rows = None if data is None else model.check(data)
-    if rows is not None and groups is not None:
-        _require_labels(groups, len(next(iter(rows.values()))))
+    rows = None
+    if data is not None:
+        stored = model.stored(data)
+        if groups is not None:
+            _require_labels(groups, len(next(iter(stored.values()))))
+            groups = representative({"groups": groups})["groups"]
+        rows = representative(stored)
     x, log_density, log_q = propose(fit, n)
     log_weights = log_density - log_q
     log_z = log_partition_from_weights(log_weights)

@@ -25,6 +25,7 @@ from ebm_pp.policy import PolicyGenerator
 from ebm_pp.policy_steps import OBJECTIVES, attach, log_weights_of, policy_steps, resolve
 from ebm_pp.pool import Pool, n_rows, pick, stack
 from ebm_pp.soft_value import Projection, SoftValue
+from ebm_pp.stored import Data
 
 # Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
@@ -68,7 +69,7 @@ class Game:
     energy: Player | None  # None: the density is given
     proposal: Player | None  # None: the generator is fixed noise
     offset: Tensor
-    data: Sites | None
+    data: Data | None
     config: FitConfig
     soft_value: SoftValue | None = None  # of trajectories: refitted to every pool
     density: Density | None = None  # log p~ of as many rows as an energy step has, captured
@@ -260,7 +261,7 @@ def _generator_loss(game: Game, batch: Sites, share_left: float) -> Tensor:
 
 def start(
     model: EnergyModel,
-    data: Sites | None,
+    data: Data | None,
     held_out: Sites | None,
     generator: Generator | None,
     config: FitConfig,
@@ -312,9 +313,9 @@ def start(
     )
 
 
-def _default_generator(model: EnergyModel, data: Sites | None, config: FitConfig) -> Generator:
+def _default_generator(model: EnergyModel, data: Data | None, config: FitConfig) -> Generator:
     if model.layout is not None:
-        return PolicyGenerator(model, data)
+        return PolicyGenerator(model, None if data is None else pick(data, slice(None)))
     if data is None and model.proper:
         data = model.sample_base(config.pool)
     return FlowGenerator(model, data)
@@ -337,7 +338,7 @@ def _player(
 def _warm_start(
     generator: Any,  # noqa: ANN401 - a Generator that is an nn.Module
     trainable: list[nn.Parameter],
-    data: Sites,
+    data: Data,
     held_out: Sites | None,
     config: FitConfig,
 ) -> None:

@@ -28,6 +28,7 @@ from ebm_pp.coupling import Coupling
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.moments import coordinate_names
+from ebm_pp.stored import Data, representative
 
 
 @runtime_checkable
@@ -59,7 +60,8 @@ class FlowGenerator(nn.Module):
     Args:
         model: the program; only its sites' supports are used.
         start: rows (data, or draws of a base measure) that set location and scale of every
-            unconstrained coordinate. Without them location 0 and scale 1.
+            unconstrained coordinate, at most 100,000 of them taken. Without them location 0 and
+            scale 1.
         scale: multiplies the starting scale of the coordinates on the line; above 1 is a wide
             start, the safe side for a given density.
         base: `"normal"`, or `"student_t"` with learned degrees of freedom for heavy tails.
@@ -82,7 +84,7 @@ class FlowGenerator(nn.Module):
     def __init__(
         self,
         model: EnergyModel,
-        start: Sites | None = None,
+        start: Data | None = None,
         *,
         scale: float = 1.0,
         base: str = "normal",
@@ -108,6 +110,7 @@ class FlowGenerator(nn.Module):
         reference = torch.empty((), dtype=model.dtype, device=model.device)
         loc, spread = _standardise(model, start, reference)
         self.register_buffer("circular", model.circular.clone())
+        self.has_angles = bool(model.circular.any())
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
         kinds = [0] * affine + [bins] * splines
@@ -135,7 +138,7 @@ class FlowGenerator(nn.Module):
         z, log_det = self.unconstrain(x)
         u = (z - self.loc) / self.scale
         log_det = log_det - self.scale.log().sum()
-        if self.circular.any():
+        if self.has_angles:
             u = torch.where(self.circular, wrap(u), u)
         for layer in self.layers:
             u, log_det_layer = layer(u)
@@ -171,25 +174,30 @@ class FlowGenerator(nn.Module):
 
     def _sample_base(self, n: int) -> tuple[Tensor, Tensor]:
         latent = self._base().rsample((n,))
-        if self.circular.any():
+        if self.has_angles:
             angle = 2 * math.pi * torch.rand_like(latent) - math.pi
             latent = torch.where(self.circular, angle, latent)
         return latent, self._log_base(latent)
 
     def _log_base(self, latent: Tensor) -> Tensor:
-        log_line = self._base().log_prob(latent)
-        return torch.where(self.circular, -math.log(2 * math.pi), log_line).sum(-1)
+        if self.raw_df is None:  # torch's Normal would check every number first
+            log_line = -0.5 * latent.square() - 0.5 * math.log(2 * math.pi)
+        else:
+            log_line = self._base().log_prob(latent)
+        if self.has_angles:
+            log_line = torch.where(self.circular, -math.log(2 * math.pi), log_line)
+        return log_line.sum(-1)
 
 
 def _standardise(
-    model: EnergyModel, start: Sites | None, reference: Tensor
+    model: EnergyModel, start: Data | None, reference: Tensor
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Location and spread of the unconstrained coordinates; an angle's location is its mean."""
     if start is None:
         zero = reference.new_zeros(model.dim)
         return zero, torch.ones_like(zero)
     with torch.no_grad():
-        z, _ = model.unconstrain(start)
+        z, _ = model.unconstrain(representative(start))
     loc, spread = z.mean(0), z.std(0, correction=0)
     direction = torch.atan2(z.sin().mean(0), z.cos().mean(0))
     flat = (spread <= 0) | ~spread.isfinite()

@@ -19,6 +19,7 @@ from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import bridge, log_partition_from_weights
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.sampling import metropolis
+from ebm_pp.stored import Data, at_most
 
 CHAINS = 4  # independence-MH chains laid through the pool's draws
 
@@ -46,8 +47,8 @@ class Pool(NamedTuple):
         return slice(self.n_data, self.n_data + len(self.log_q_generator))
 
 
-def pick(x: Sites, rows: Int[Tensor, " m"] | slice) -> Sites:
-    """The named rows of every site."""
+def pick(x: Data, rows: Int[Tensor, " m"] | slice) -> Sites:
+    """The named rows of every site: where rows are read from a file, if they are in one."""
     return {name: value[rows] for name, value in x.items()}
 
 
@@ -56,7 +57,7 @@ def stack(*parts: Sites) -> Sites:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def n_rows(x: Sites) -> int:
+def n_rows(x: Data) -> int:
     """How many rows."""
     return len(next(iter(x.values())))
 
@@ -76,7 +77,7 @@ def require_finite(log_density: Tensor, pool: Pool) -> None:
 
 @torch.no_grad()
 def draw_pool(
-    model: EnergyModel, generator: Generator, data: Sites | None, size: int, base_share: float
+    model: EnergyModel, generator: Generator, data: Data | None, size: int, base_share: float
 ) -> Pool:
     """`size` draws of the mixture, and at most `size` rows of the data, with their log q_mix."""
     if isinstance(generator, PolicyGenerator):
@@ -86,9 +87,8 @@ def draw_pool(
     others = []
     n_data = 0
     if data is not None:
-        n_rows = len(next(iter(data.values())))
-        n_data = min(size, n_rows)
-        others.append(data if n_data == n_rows else pick(data, torch.randperm(n_rows)[:n_data]))
+        others.append(at_most(data, size))
+        n_data = n_rows(others[0])
     if n_base:
         others.append(model.sample_base(n_base))
     if not others:
@@ -105,15 +105,14 @@ def draw_pool(
     return Pool(x, log_q_all, n_data, log_q)
 
 
-def _draw_trajectories(generator: PolicyGenerator, data: Sites | None, size: int) -> Pool:
+def _draw_trajectories(generator: PolicyGenerator, data: Data | None, size: int) -> Pool:
     """A pool of at most `size` demonstrations and `size` trajectories of the policy."""
     states, actions, step_log_q = generator.simulate(size)
     x = generator.layout.unpack(states, actions)
     log_q = step_log_q.sum(1)
     if data is None:
         return Pool(x, log_q, 0, log_q, step_log_q)
-    n = n_rows(data)
-    some = data if n <= size else pick(data, torch.randperm(n)[:size])
+    some = at_most(data, size)
     step_log_q = torch.cat([generator.step_log_prob(some), step_log_q])
     return Pool(stack(some, x), step_log_q.sum(1), n_rows(some), log_q, step_log_q)
 

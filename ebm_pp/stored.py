@@ -51,9 +51,7 @@ class Stored:
         step = max(MAPPED // (bytes_per_row + (0 if isinstance(at, range) else AROUND)), 1)
         for i in range(0, len(at), step):
             part = at[i : i + step]
-            if isinstance(part, range):
-                part = slice(part.start, part.stop, part.step)
-            found[i : i + step] = array[part]
+            found[i : i + step] = array[_slice(part) if isinstance(part, range) else part]
             if mapping is not None:
                 mapping.madvise(mmap.MADV_DONTNEED)
         return torch.from_numpy(found).to(device=self.device, dtype=self.dtype)
@@ -64,14 +62,14 @@ Data = Mapping[str, Tensor | Stored]
 
 def some_rows(
     n: int, most: int, generator: torch.Generator | None = None
-) -> Int[Tensor, " min(n,most)"]:
+) -> Int[Tensor, " m"] | slice:
     """Numbers of at most `most` of n rows: all, or as many at random, in time independent of n.
 
     Of many more rows than wanted, one at random from each of `most` equal stretches: in the order
-    of the file, every row as likely as any other, and none drawn twice but neighbours of an edge.
+    of the file, every row as likely as any other.
     """
     if n <= most:
-        return torch.arange(n)
+        return slice(None)
     if n <= 4 * most:
         return torch.randperm(n, generator=generator)[:most]
     at = torch.rand(most, dtype=torch.float64, generator=generator)
@@ -79,11 +77,15 @@ def some_rows(
     return (at * (n / most)).long().clamp(max=n - 1)
 
 
-def at_most(data: Data, most: int = MOST_ROWS) -> dict[str, Tensor]:
-    """All rows, or `most` of them by `some_rows`: the same ones every time."""
-    n = len(next(iter(data.values())))
-    at = some_rows(n, most, torch.Generator().manual_seed(0))
+def at_most(data: Data, most: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """All rows, or as many of them by `some_rows`."""
+    at = some_rows(len(next(iter(data.values()))), most, generator)
     return {name: value[at] for name, value in data.items()}
+
+
+def representative(data: Data) -> dict[str, Tensor]:
+    """All rows, or `MOST_ROWS` of them, the same ones every time."""
+    return at_most(data, MOST_ROWS, torch.Generator().manual_seed(0))
 
 
 def pieces(value: Tensor | Stored) -> Iterator[tuple[int, Tensor]]:
@@ -97,6 +99,10 @@ def pieces(value: Tensor | Stored) -> Iterator[tuple[int, Tensor]]:
 def _wide(dtype: np.dtype[Any]) -> bool:
     """Whether single precision could lose digits."""
     return dtype.kind != "f" or dtype.itemsize > 4
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop, part.step)
 
 
 def _mapping(array: Any) -> mmap.mmap | None:  # noqa: ANN401 - numpy's base

@@ -6,7 +6,7 @@ with ArviZ, and takes J generator steps (game.py). The diagnosis sets J and ends
 
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from ebm_pp.generator import Generator
 from ebm_pp.pareto import threshold
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, require_finite
+from ebm_pp.stored import Data, representative
 
 USABLE_ESS = 0.1  # ESS fraction under which draws are called unusable, whatever their k-hat
 
@@ -90,25 +91,26 @@ class Fit:
 
 def fit(
     model: EnergyModel,
-    data: Sites | None = None,
+    data: Mapping[str, Any] | None = None,
     generator: Generator | None = None,
     config: FitConfig | None = None,
     *,
-    held_out: Sites | None = None,
+    held_out: Mapping[str, Any] | None = None,
     callback: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Fit:
     """Fits the energy to data and the generator to the energy ([F16] sections 3 and 4).
 
     Args:
         model: the program; its parameters are trained in place.
-        data: rows of every site, `(n, *site_shape)`. None: the density is given and only the
-            generator learns.
+        data: rows of every site, `(n, *site_shape)`, of arrays or tensors. They stay where they
+            are: of a memory-mapped file (`np.load(path, mmap_mode="r")`) only the rows in use are
+            in memory. None: the density is given and only the generator learns.
         generator: any object with the three names of `Generator`; by default a `FlowGenerator`
             standardised by the data (else by the base measure). Trained in place if it is an
             `nn.Module`, left as it is otherwise.
         config: see `FitConfig`.
-        held_out: rows that are never trained on: the round with their best log-likelihood is
-            returned, and training ends when it no longer rises.
+        held_out: rows that are never trained on (at most 100,000 are used): the round with their
+            best log-likelihood is returned, and training ends when it no longer rises.
         callback: called as `callback(round, info)` after every diagnosis.
 
     Returns:
@@ -130,11 +132,11 @@ def fit(
             config = FitConfig.trajectories(
                 model.layout.horizon, opaque=model.layout.dynamics.opaque
             )
-    data, held_out = _checked(model, data, held_out, config)
+    rows, some_held_out = _checked(model, data, held_out, config)
     bar = tqdm(total=config.rounds, desc="fit", unit="round", disable=not config.progress)
     with torch.random.fork_rng(), bar:
         torch.manual_seed(config.seed)
-        game = start(model, data, held_out, generator, config)
+        game = start(model, rows, some_held_out, generator, config)
 
         def report(info: dict[str, Any]) -> None:
             bar.update(info["round"] + 1 - bar.n)
@@ -142,7 +144,7 @@ def fit(
             if callback is not None:
                 callback(info["round"], info)
 
-        return _rounds(game, held_out, report)
+        return _rounds(game, some_held_out, report)
 
 
 def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]], None]) -> Fit:
@@ -228,9 +230,12 @@ def _postfix(info: dict[str, Any]) -> dict[str, str]:
 
 
 def _checked(
-    model: EnergyModel, data: Sites | None, held_out: Sites | None, config: FitConfig
-) -> tuple[Sites | None, Sites | None]:
-    """Data as tensors that the program takes."""
+    model: EnergyModel,
+    data: Mapping[str, Any] | None,
+    held_out: Mapping[str, Any] | None,
+    config: FitConfig,
+) -> tuple[Data | None, Sites | None]:
+    """Data as rows that the program takes."""
     if data is None:
         if held_out is not None:
             raise DataError(
@@ -244,11 +249,11 @@ def _checked(
             "  Most likely its networks are not attributes of a PyroModule or nn.Module. Register "
             "them, or fit without data (a given density: only the generator learns)."
         )
-    data = model.check(data)
-    n = n_rows(data)
+    rows = model.stored(data)
+    n = n_rows(rows)
     if n < config.batch and model.layout is None:  # of trajectories there are always few
         raise DataError(
             f"the data have {n} rows; expected at least one batch of {config.batch}.\n"
             f"  Set FitConfig(batch={max(n // 2, 1)}) or give more rows."
         )
-    return data, None if held_out is None else model.check(held_out)
+    return rows, None if held_out is None else representative(model.stored(held_out))
