@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 AT_ONCE = 2**22  # numbers in a piece: 16 MB in single precision
-MAPPED = 2**26  # bytes of a file that one read may leave in memory before it lets them go
+MAPPED = 2**25  # bytes of a file that one read may leave in memory before it lets them go
 # With a row the system maps the pages around it that it happens to hold, 64 KiB on Linux.
 AROUND = 2**16
 MOST_ROWS = 100_000  # for statistics of all rows: their errors are 0.3 % of a standard deviation
