@@ -8,6 +8,7 @@ where its values and gradients were found equal to the model's.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -78,14 +79,15 @@ def _simplify(graph: fx.Graph) -> None:
     """Drops reshapes that lead back to where they began; joins product and bias."""
     for node in [n for n in graph.nodes if n.target in RESHAPES]:
         root = _unreshaped(node)
-        if _shape(node) == _shape(root) is not None:
+        if _shape(node) == _shape(root):
             node.replace_all_uses_with(root)
     graph.eliminate_dead_code(_has_effect)
     for node in [n for n in graph.nodes if n.target is ATEN.add.Tensor and not n.kwargs]:
         product, bias = _unreshaped(node.args[0]), node.args[1]
         if not isinstance(bias, fx.Node) or product.target is not ATEN.mm.default:
             continue
-        if len(product.users) == 1 and _shape(bias) == _shape(product)[1:] == _shape(node)[1:]:
+        n_out = _shape(product)[1:]
+        if len(product.users) == 1 and n_out == _shape(bias) == _shape(node)[1:]:
             with graph.inserting_before(node):
                 joined = graph.call_function(ATEN.addmm.default, (bias, *product.args))
             joined.meta = product.meta
@@ -99,12 +101,15 @@ def _has_effect(node: fx.Node) -> bool:
     return node.target not in RESHAPES and node.is_impure()
 
 
-def _unreshaped(node: fx.Node) -> fx.Node:
+def _unreshaped(node: Any) -> Any:  # noqa: ANN401 - nodes hold nodes among other arguments
     while node.target in RESHAPES:
         node = node.args[0]
     return node
 
 
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """Of what the node returned; a parameter's is read from the module that holds it."""
+    if node.op == "get_attr":
+        return tuple(getattr(node.graph.owning_module, str(node.target)).shape)
     value = node.meta.get("val", node.meta.get("tensor_meta"))
-    return None if value is None else tuple(value.shape)
+    return (-1,) if value is None else tuple(value.shape)

@@ -1,6 +1,6 @@
 """The energy network shipped with the library: waves, hidden layers, wells.
 
-    u = (x - loc) / scale,    h = MLP([u, sin(W u), cos(W u)]),    E(x) = -log (1/K) sum_k exp h_k(x),
+    u = (x - loc) / scale,    h = MLP([u, sin W u, cos W u]),    E(x) = -log (1/K) sum_k exp h_k,
 
 with W ~ N(0, frequency^2 / d) at the start, learned like all else, and h close to 0, so that a
 program with this energy starts next to its base measure. The waves let it learn edges and modes
@@ -44,7 +44,7 @@ class EnergyNet(nn.Module):
         depth: int = 2,
         *,
         waves: int = 16,
-        frequency: float = 1.0,
+        frequency: float = 1.5,
         wells: int = 16,
     ) -> None:
         super().__init__()

@@ -273,8 +273,7 @@ def start(
     offset = torch.zeros((), dtype=model.dtype, device=model.device)
     energy = None
     if data is not None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": parameters}]
+        groups = _with_decay(model, config.energy_decay)
         if config.offset == "gradient":
             offset.requires_grad_(True)
             groups.append({"params": [offset], "lr": config.offset_lr})
@@ -311,6 +310,17 @@ def start(
     return Game(
         model, averaged, generator, energy, proposal, offset, data, config, soft_value, density
     )
+
+
+def _with_decay(model: EnergyModel, decay: float) -> list[dict[str, Any]]:
+    """The trained parameters in groups for Adam; weight_decay adds decay * W to a gradient."""
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if id(p) in matrices]
+    others = [p for p in parameters if id(p) not in matrices]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": decay}, {"params": others}]
+    return [group for group in groups if group["params"]]
 
 
 def _default_generator(model: EnergyModel, data: Data | None, config: FitConfig) -> Generator:

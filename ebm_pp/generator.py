@@ -5,10 +5,10 @@
     x = T(z),   u = (z - loc) / scale,   eps = f_L(...f_1(u)),
     log q(x) = log base(eps) + sum_l log|det df_l| - sum log scale + log|det dz/dx|,
 
-from data to latent: two affine layers, then four spline layers. Layer pairs split the coordinates
-by the bits of their index, so that any two coordinates meet. Angles stay on the circle throughout:
-they are centred at their mean direction, moved by rotations and periodic splines, and their base
-density is uniform.
+from data to latent: two affine layers, then four spline layers (in the plane two with more bins).
+Layer pairs split the coordinates by the bits of their index, so that any two coordinates meet.
+Angles stay on the circle throughout: they are centred at their mean direction, moved by rotations
+and periodic splines, and their base density is uniform.
 """
 
 import math
@@ -66,9 +66,11 @@ class FlowGenerator(nn.Module):
             start, the safe side for a given density.
         base: `"normal"`, or `"student_t"` with learned degrees of freedom for heavy tails.
         affine: number of affine layers, nearest to the data.
-        splines: number of spline layers.
-        bins: pieces of a spline.
-        hidden: widths of the hidden layers of each conditioner.
+        splines: number of spline layers; 2 in the plane, 4 beyond it, unless given.
+        bins: pieces of a spline; 32 in the plane, where one coordinate has to be split into all
+            its modes given the other, 8 beyond it, unless given.
+        hidden: widths of the hidden layers of each conditioner; (128, 128) in the plane, (64, 64)
+            beyond it, unless given.
         bound: half-width of the splines' box, in standard deviations; beyond it they are the
             identity.
 
@@ -89,12 +91,16 @@ class FlowGenerator(nn.Module):
         scale: float = 1.0,
         base: str = "normal",
         affine: int = 2,
-        splines: int = 4,
-        bins: int = 8,
-        hidden: tuple[int, ...] = (64, 64),
+        splines: int | None = None,
+        bins: int | None = None,
+        hidden: tuple[int, ...] | None = None,
         bound: float = 5.0,
     ) -> None:
         super().__init__()
+        plane = model.dim <= 2
+        splines = splines if splines is not None else (2 if plane else 4)
+        bins = bins if bins is not None else (32 if plane else 8)
+        hidden = tuple(hidden if hidden is not None else (128, 128) if plane else (64, 64))
         if base not in ("normal", "student_t"):
             raise GeneratorError(f"base={base!r}; expected 'normal' or 'student_t'.")
         if model.layout is not None:
@@ -104,7 +110,7 @@ class FlowGenerator(nn.Module):
             )
         self.settings: dict[str, Any] = {
             "base": base, "affine": affine, "splines": splines, "bins": bins,
-            "hidden": tuple(hidden), "bound": bound,
+            "hidden": hidden, "bound": bound,
         }  # fmt: skip
         self.constrain, self.unconstrain = model.constrain, model.unconstrain
         reference = torch.empty((), dtype=model.dtype, device=model.device)

@@ -4,8 +4,6 @@ Site `x` of shape (d,) on the normal base N(mean, (spread sd)^2) of the data's o
 standard deviation, and one factor `energy`, the library's `EnergyNet`. It starts at its base.
 """
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 from jaxtyping import Float
@@ -26,7 +24,7 @@ class Network(nn.Module):
     base_mean: Tensor
     base_scale: Tensor
 
-    def __init__(self, rows: Float[Tensor, "n d"], spread: float = 1.5, **settings: Any) -> None:
+    def __init__(self, rows: Float[Tensor, "n d"], spread: float = 1.5, **settings: int) -> None:
         super().__init__()
         self.net = EnergyNet(rows, **settings)
         self.register_buffer("base_mean", rows.mean(0))
