@@ -2,19 +2,22 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 # 3.11 first: there torch installs as a small CPU build. A name on PATH may be a shim that
 # fails when called, so every candidate is run.
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format experiments clean
+.PHONY: help demo test lint format experiments bench bench-full clean
 
 help:
 	@echo "make demo         fit the wind model, print its report, write runs/wind/"
 	@echo "make test         run the test suite"
 	@echo "make lint         ruff and mypy"
 	@echo "make experiments  rerun every experiment and rewrite experiments/results/"
+	@echo "make bench        models from data against other libraries, short (under 15 minutes)"
+	@echo "make bench-full   the same, every problem and three seeds"
 	@echo "make clean        remove .venv, runs/ and caches"
 
 demo: $(STAMP)
@@ -35,6 +38,17 @@ format: $(STAMP)
 experiments: $(STAMP)
 	@set -e; for file in $$(grep -l __main__ experiments/[a-z]*.py | grep -v demo.py); do \
 	  echo "== $$file"; $(BIN)/python -m experiments.$$(basename $$file .py); done
+
+bench: $(PEERS)
+	$(BIN)/python -m experiments.benchmark.run
+
+bench-full: $(PEERS)
+	$(BIN)/python -m experiments.benchmark.run --full
+
+# Other libraries to compare with; without them their rows would say "not installed".
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e ".[bench]" -c constraints.txt
+	@touch $(PEERS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \

@@ -20,7 +20,7 @@ def write_table(name: str, title: str, command: str, rows: Sequence[Row], notes:
         [
             f"# {title}\n",
             f"Command: `{command}`  ",
-            f"Commit: {_commit()}; torch {torch.__version__}, Python {platform.python_version()}, "
+            f"Commit: {commit()}; torch {torch.__version__}, Python {platform.python_version()}, "
             f"{torch.get_num_threads()} thread; CPU seconds are of the process.\n",
             *lines,
             "",
@@ -38,7 +38,9 @@ def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is checked out, and whether anything that matters differs from it."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], capture_output=True, text=True, check=True, cwd=RESULTS.parent

@@ -1,0 +1,224 @@
+"""Other libraries on the same data and the same energy network, each at its own best settings.
+
+Energies see standardised rows z = (x - mean) / sd, for which the libraries' scales (noise, step
+sizes) are meant. `PEERS` are recipes; a library that is missing raises ModuleNotFoundError.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from experiments.benchmark.measure import Look
+from experiments.benchmark.problems import Problem, Rows
+from experiments.benchmark.recipes import Found, Recipe, descend
+from models.network import Network
+
+
+class TotalEnergy(nn.Module):
+    """Minus the program's log density at x = mean + sd z, up to a constant, without Pyro.
+
+    E(z) = net(mean + sd z) + |(x - base mean) / base scale|^2 / 2.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, program: Network, rows: Rows) -> None:
+        super().__init__()
+        self.program = program
+        self.register_buffer("loc", rows.mean(0))
+        self.register_buffer("scale", rows.std(0))
+
+    def forward(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+        """E(z), in nats."""
+        x = self.loc + self.scale * z
+        u = (x - self.program.base_mean) / self.program.base_scale
+        return self.program.net(x) + 0.5 * u.square().sum(-1)
+
+    def standardise(self, x: Rows) -> Rows:
+        """z of x."""
+        return (x - self.loc) / self.scale
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a peer's energy is trained.
+
+    lr: of Adam.
+    batch: rows a step.
+    cosine: whether the rate falls to 0 over the run.
+    ema: decay of the moving average that is evaluated; 0 for the last step's parameters.
+    clip: largest norm of the gradient.
+    """
+
+    lr: float = 1e-3
+    batch: int = 256
+    cosine: bool = True
+    ema: float = 0.999
+    clip: float = float("inf")
+
+
+Loss = Callable[[Rows], Tensor]
+
+
+def train_energy(
+    make_loss: Callable[[nn.Module], tuple[Loss, list[nn.Parameter]]],
+    settings: Settings,
+    problem: Problem,
+    seed: int,
+    look: Look,
+) -> Found:
+    """Train a library's loss on the program's energy.
+
+    Args:
+        make_loss: from an energy of rows (n, d) to a loss of a minibatch and its own parameters.
+        settings: of the optimiser.
+        problem: what is fitted.
+        seed: of parameters and training.
+        look: see `Look`.
+    """
+    torch.manual_seed(seed)
+    energy = TotalEnergy(Network(problem.train), problem.train)
+    loss, own = make_loss(energy)
+    averaged = copy.deepcopy(energy).requires_grad_(False)
+    mean, present = list(averaged.parameters()), [p.detach() for p in energy.parameters()]
+
+    def average() -> None:
+        torch._foreach_lerp_(mean, present, 1 - settings.ema)
+
+    def log_density(x: Rows) -> Tensor:
+        return -averaged(averaged.standardise(x))
+
+    status = descend(
+        loss,
+        [*energy.parameters(), *own],
+        look,
+        lambda: look(log_density),
+        lr=settings.lr,
+        batch=settings.batch,
+        cosine=settings.cosine,
+        clip=settings.clip,
+        after=average,
+        rows=energy.standardise(problem.train),
+    )
+    return look(log_density, last=True) | {"status": status}
+
+
+def ebmkit_nce(
+    energy: nn.Module, noise_ratio: int = 4, noise_scale: float = 1.0
+) -> tuple[Loss, list[nn.Parameter]]:
+    """Binary NCE against a normal, log Z learned."""
+    import ebm
+    from torch.distributions import Independent, Normal
+
+    scale = torch.full((len(energy.loc),), noise_scale)
+    noise = Independent(Normal(torch.zeros_like(scale), scale, validate_args=False), 1)
+    loss = ebm.NoiseContrastiveEstimation(noise, noise_ratio)
+    return lambda z: loss(energy, z).loss, list(loss.parameters())
+
+
+def ebmkit_discrepancy(
+    energy: nn.Module, sigma: float = 0.3, m_particles: int = 16, w_stable: float = 1.0
+) -> tuple[Loss, list[nn.Parameter]]:
+    """Energy discrepancy."""
+    import ebm
+
+    loss = ebm.EnergyDiscrepancy(sigma, m_particles, w_stable)
+    return lambda z: loss(energy, z).loss, []
+
+
+def torchebm_energy(energy: nn.Module) -> nn.Module:
+    """The energy in torchebm's own base class, which its losses and samplers call."""
+    from torchebm.core import BaseModel
+
+    class Energy(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = energy
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    return Energy()
+
+
+def torchebm_cd(
+    energy: nn.Module, step_size: float = 0.1, k_steps: int = 10, **options: Any
+) -> tuple[Loss, list[nn.Parameter]]:
+    """Contrastive divergence, by Langevin steps of the given size."""
+    from torchebm.losses import ContrastiveDivergence
+    from torchebm.samplers import LangevinDynamics
+
+    model = torchebm_energy(energy)
+    sampler = LangevinDynamics(model, step_size=step_size, noise_scale=1.0)
+    loss = ContrastiveDivergence(model=model, sampler=sampler, k_steps=k_steps, **options)
+    return lambda z: loss(z)[0], []
+
+
+def torchebm_sliced(energy: nn.Module, n_projections: int = 5) -> tuple[Loss, list[nn.Parameter]]:
+    """Sliced score matching."""
+    from torchebm.losses import SlicedScoreMatching
+
+    loss = SlicedScoreMatching(model=torchebm_energy(energy), n_projections=n_projections)
+    return loss, []
+
+
+def torchebm_denoising(
+    energy: nn.Module, noise_scale: float = 0.1
+) -> tuple[Loss, list[nn.Parameter]]:
+    """Denoising score matching."""
+    from torchebm.losses import DenoisingScoreMatching
+
+    loss = DenoisingScoreMatching(model=torchebm_energy(energy), noise_scale=noise_scale)
+    return loss, []
+
+
+def zuko_flow(problem: Problem, seed: int, look: Look) -> Found:
+    """Zuko's documented neural spline flow by maximum likelihood, on standardised rows.
+
+    NSF(transforms=3, hidden_features=[128] * 3) and Adam at 1e-3 are its README's.
+    """
+    import zuko  # switches validation off in this process
+
+    torch.distributions.Distribution.set_default_validate_args(True)
+    torch.manual_seed(seed)
+    loc, scale = problem.train.mean(0), problem.train.std(0)
+    flow = zuko.flows.NSF(problem.dim, transforms=3, hidden_features=[128] * 3)
+
+    def log_prob(x: Rows) -> Tensor:
+        return flow().log_prob((x - loc) / scale) - scale.log().sum()
+
+    status = descend(
+        lambda x: -log_prob(x).mean(),
+        list(flow.parameters()),
+        look,
+        lambda: look(log_prob, normalised=True),
+        lr=1e-3,
+        batch=256,
+        cosine=True,
+        clip=5.0,
+    )
+    return look(log_prob, normalised=True, last=True) | {"status": status}
+
+
+Maker = Callable[[nn.Module], tuple[Loss, list[nn.Parameter]]]
+LOSSES: dict[str, tuple[Maker, Settings]] = {
+    "ebmkit NCE": (ebmkit_nce, Settings()),
+    "ebmkit energy discrepancy": (ebmkit_discrepancy, Settings()),
+    "torchebm CD": (torchebm_cd, Settings()),
+    "torchebm PCD": (
+        partial(torchebm_cd, persistent=True, buffer_size=8192), Settings(),
+    ),
+    "torchebm sliced score matching": (torchebm_sliced, Settings()),
+    "torchebm denoising score matching": (torchebm_denoising, Settings()),
+}  # fmt: skip
+PEERS: dict[str, Recipe] = {
+    **{name: partial(train_energy, maker, how) for name, (maker, how) in LOSSES.items()},
+    "zuko flow alone": zuko_flow,
+}

@@ -1,0 +1,175 @@
+"""Every recipe on every data set, side by side: `make bench` and `make bench-full`.
+
+`python -m experiments.benchmark.run [--problems P ...] [--recipes R ...] [--seeds S ...]
+[--workers N] [--seconds S] [--full] [--missing] [--table]`.
+
+Rows are appended to results/benchmark.jsonl as runs end, so that a run that is cut loses nothing;
+the latest row of a problem, recipe and seed counts. `--missing` runs only what has no row yet,
+`--table` runs nothing. Then the table and the pictures are written from all rows there are.
+Recipes without an end of their own are given as many CPU seconds as `ebm_pp` took for the same
+problem and seed. Each process has one thread and flushes denormal numbers.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from experiments.benchmark import pictures, wind
+from experiments.benchmark.measure import Look
+from experiments.benchmark.peers import PEERS
+from experiments.benchmark.problems import HIGH, PLANAR, PROBLEMS
+from experiments.benchmark.recipes import RECIPES, Recipe
+from experiments.benchmark.tables import write
+from experiments.table import RESULTS, commit
+
+ROWS = RESULTS / "benchmark.jsonl"
+OURS = "ebm_pp"
+ALL: dict[str, Recipe] = {**RECIPES, **PEERS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is run; the defaults are those of `make bench`.
+
+    problems: names in PROBLEMS, or "wind".
+    recipes: names in ALL.
+    seeds: of data, parameters and training.
+    workers: processes.
+    seconds: CPU seconds of recipes without an end of their own where `ebm_pp` has no row yet.
+    peer_share: CPU seconds of peers, in those of `ebm_pp`.
+    """
+
+    problems: tuple[str, ...] = ("moons", "eight_gaussians", "many_well_8")
+    recipes: tuple[str, ...] = tuple(ALL)
+    seeds: tuple[int, ...] = (0,)
+    workers: int = 2
+    seconds: float = 20.0
+    peer_share: float = 1.0
+
+
+FULL = Settings(problems=(*PLANAR, *HIGH, "wind"), seeds=(0, 1, 2))
+
+Task = tuple[str, str, int]  # problem, recipe, seed
+
+
+def run_one(task: Task, budget: float) -> dict[str, Any]:
+    """One row: a recipe on a problem with a seed. What went wrong is its status."""
+    name, recipe, seed = task
+    row: dict[str, Any] = {"problem": name, "recipe": recipe, "seed": seed, "budget": budget}
+    start = time.perf_counter()
+    try:
+        if name == "wind":
+            row |= wind.RECIPES[recipe](seed, budget)
+        else:
+            look = Look(PROBLEMS[name](seed), seed, budget)
+            row |= ALL[recipe](look.problem, seed, look)
+            row |= {"curve": look.curve, "measuring": look.measuring}
+            if name == "digits" and recipe == OURS and seed == 0 and look.draws is not None:
+                pictures.digits(look.problem.train, look.draws)
+    except ModuleNotFoundError as error:
+        row["status"] = f"not installed: {error.name}"
+    except Exception as error:  # a row of the table, not the end of the others
+        traceback.print_exc()
+        row["status"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    row["all_wall"] = time.perf_counter() - start
+    return row
+
+
+def prepare() -> None:
+    """One thread a process; no slow arithmetic on numbers below 1e-38."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def read_rows() -> dict[Task, dict[str, Any]]:
+    """The latest row of every task."""
+    if not ROWS.exists():
+        return {}
+    rows = map(json.loads, ROWS.read_text().splitlines())
+    return {(row["problem"], row["recipe"], row["seed"]): row for row in rows}
+
+
+def run(tasks: Iterable[Task], settings: Settings, version: str) -> None:
+    """Run tasks in processes, appending every row as it ends."""
+    known = read_rows()
+    with ProcessPoolExecutor(
+        settings.workers, multiprocessing.get_context("spawn"), initializer=prepare
+    ) as pool:
+        jobs = []
+        for task in tasks:
+            name, recipe, seed = task
+            ours = known.get((name, OURS, seed), {}).get("cpu", settings.seconds)
+            share = settings.peer_share if recipe in PEERS else 1.0
+            jobs.append(pool.submit(run_one, task, share * ours))
+        for job in as_completed(jobs):
+            row = _plain(job.result()) | {"commit": version}
+            with ROWS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            shown = ("problem", "recipe", "seed", "kl", "cpu", "status")
+            print({key: row[key] for key in shown if key in row}, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan or infinity; five digits are enough for the curves."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="the long version")
+    parser.add_argument("--problems", nargs="+", choices=[*PROBLEMS, "wind"])
+    parser.add_argument("--recipes", nargs="+", choices=list(ALL))
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--peer-share", type=float)
+    parser.add_argument("--missing", action="store_true", help="only what has no row yet")
+    parser.add_argument("--table", action="store_true", help="only write table and pictures")
+    options = vars(parser.parse_args())
+    full, missing, table = (options.pop(name) for name in ("full", "missing", "table"))
+    chosen = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in options.items()
+        if value is not None
+    }
+    settings = replace(FULL if full else Settings(), **chosen)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    prepare()
+    RESULTS.mkdir(exist_ok=True)
+    known = read_rows() if missing else {}
+    tasks = [
+        (name, recipe, seed)
+        for seed in settings.seeds
+        for name in settings.problems
+        for recipe in settings.recipes
+        if (name != "wind" or recipe in wind.RECIPES) and (name, recipe, seed) not in known
+    ]
+    if not table:
+        version = commit()
+        # Ours first: it sets the time of the others.
+        for ours in (True, False):
+            run([task for task in tasks if (task[1] == OURS) == ours], settings, version)
+    rows = [row for row in read_rows().values() if row["recipe"] in ALL]
+    print(write(rows, list(ALL), [*PROBLEMS, "wind"]))
+    pictures.curves(rows, PLANAR, list(ALL), RESULTS / "benchmark_planar.png")
+    pictures.curves(rows, HIGH, list(ALL), RESULTS / "benchmark_high.png")
+
+
+if __name__ == "__main__":
+    main()
