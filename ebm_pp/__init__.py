@@ -8,6 +8,7 @@ from ebm_pp.demonstrations import pad
 from ebm_pp.density import EnergyModel
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.dynamics import Dynamics, Opaque, Space
+from ebm_pp.energy_net import EnergyNet
 from ebm_pp.environment import from_gymnasium
 from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
 from ebm_pp.generator import FlowGenerator, Generator, tilt
@@ -37,6 +38,7 @@ __all__ = [
     "Draws",
     "Dynamics",
     "EnergyModel",
+    "EnergyNet",
     "Estimate",
     "Fit",
     "FitConfig",

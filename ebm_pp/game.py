@@ -165,7 +165,9 @@ def _newton_step(logit_data: Tensor, logit_draws: Tensor, config: FitConfig) -> 
     return (OFFSET_DAMPING * slope / curvature).nan_to_num(0.0).clamp(-2, 2)
 
 
-def generator_target(memory: list[tuple[Pool, Tensor]], game: Game) -> tuple[Sites, Tensor, float]:
+def generator_target(
+    memory: list[tuple[Pool, Tensor]], game: Game, round_: int
+) -> tuple[Sites, Tensor, float]:
     """The rows and log weights that stand for p_theta in the generator's maximum likelihood.
 
     With data: the pool under [F16]'s mixture of data and draws. With a given density: draws with
@@ -173,7 +175,8 @@ def generator_target(memory: list[tuple[Pool, Tensor]], game: Game) -> tuple[Sit
     `temper_ess`; at beta = 1 past pools serve too.
 
     Returns:
-        (rows, log weights, beta).
+        (rows, log weights, beta). No rows, in the first half of a run, while the energy is a worse
+        model of the data than q, which would only forget what its warm start has learned.
     """
     pool, log_density = memory[-1]
     config = game.config
@@ -183,8 +186,9 @@ def generator_target(memory: list[tuple[Pool, Tensor]], game: Game) -> tuple[Sit
         if config.offset == "newton" and config.objective not in PER_STEP:
             game.offset.fill_(b)
         log_z = at_draws.logsumexp(0) - math.log(len(at_draws))
-        if at_data.mean() < log_z:  # the energy still knows less of the data than q does:
-            return pick(pool.x, slice(pool.n_data)), torch.zeros_like(at_data), 1.0
+        early = round_ < game.config.rounds / 2
+        if early and at_data.mean() < log_z:
+            return pick(pool.x, slice(0)), at_data[:0], 1.0
         weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
         return pool.x, weights, 1.0
     newest = log_density - pool.log_q
@@ -222,6 +226,8 @@ def generator_steps(
     config, n_batch = game.config, game.config.batch
     at = torch.zeros(steps * n_batch, dtype=torch.long)
     if config.generator_loss == "weighted_forward_kl":
+        if not len(log_weights):
+            return math.nan
         at = torch.multinomial(torch.softmax(log_weights, 0), len(at), replacement=True)
     total = 0.0
     for step in range(steps):

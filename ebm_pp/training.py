@@ -178,7 +178,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
             log_density = torch.stack([*terms.values()]).sum(0)
             require_finite(log_density, pool)
             memory = [*memory, (pool, log_density)][-config.memory if data is None else -1 :]
-            rows, log_weights, info["beta"] = generator_target(memory, game)
+            rows, log_weights, info["beta"] = generator_target(memory, game, r)
             if r % config.diagnose_every == 0 or r == config.rounds - 1:
                 with torch.no_grad():
                     score = None if held_out is None else averaged.log_density(held_out)
