@@ -13,16 +13,13 @@ Row = dict[str, str | int | float | bool]
 
 def write_table(name: str, title: str, command: str, rows: Sequence[Row], notes: str = "") -> str:
     """Writes results/NAME.md and returns its text."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |" for row in rows]
     text = "\n".join(
         [
             f"# {title}\n",
             f"Command: `{command}`  ",
             f"Commit: {commit()}; torch {torch.__version__}, Python {platform.python_version()}, "
             f"{torch.get_num_threads()} thread; CPU seconds are of the process.\n",
-            *lines,
+            markdown(rows),
             "",
             notes.strip(),
         ]
@@ -30,6 +27,14 @@ def write_table(name: str, title: str, command: str, rows: Sequence[Row], notes:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text.rstrip() + "\n")
     return text
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a table; a column for every key, in order of appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |" for row in rows]
+    return "\n".join(lines)
 
 
 def _cell(value: object) -> str:

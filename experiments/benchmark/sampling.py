@@ -35,7 +35,7 @@ from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.sampling import independence_mh, neutra_hmc, seeded
 from ebm_pp.training import Fit
 from experiments.benchmark.nuts import ONE_CORE, Run, faster_pyro_nuts, numpyro_nuts
-from experiments.table import RESULTS, Row, write_table
+from experiments.table import RESULTS, Row, markdown, write_table
 from models import funnel, many_well, planar
 from models.mixture import MIXTURES, GivenMixture, responsibilities
 from models.network import Network
@@ -317,16 +317,8 @@ def picture(rows: list[Row], name: str) -> None:
 
 def notes(rows: list[Row], settings: Settings) -> str:
     """What the columns mean, and every run."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for row in rows:
-        cells = (row.get(c, "") for c in columns)
-        lines.append(
-            "| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |"
-        )
-    return "\n".join(
-        [NOTES.format(settings=settings, converged=CONVERGED), "", "## Every run", "", *lines]
-    )
+    text = NOTES.format(settings=settings, converged=CONVERGED)
+    return "\n".join([text, "", "## Every run", "", markdown(rows)])
 
 
 NOTES = """Medians over seeds; ratios with their range. `draws / CPU s`: effective draws by the CPU
