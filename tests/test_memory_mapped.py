@@ -182,8 +182,8 @@ def test_some_rows_are_distinct_where_there_are_few_more():
     assert len(at.unique()) == 1000
 
 
-MEASURED = """
-import resource, sys
+MEASURED = r"""
+import re, sys
 import numpy as np, torch
 from ebm_pp import EnergyModel, fit
 from ebm_pp.config import FitConfig
@@ -194,16 +194,18 @@ def peak(x):
     fit(model, {"x": x}, config=FitConfig(
         rounds=2, pool=8192, batch=512, energy_steps=2, generator_steps=2, warm_start_steps=5,
         progress=False))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = open("/proc/self/status").read()  # getrusage would count the parent's peak
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
 
 torch.set_num_threads(1)
 mapped = np.load(sys.argv[1], mmap_mode="r")
-print(peak(np.array(mapped[:20_000])), peak(mapped))
+print(peak(mapped[:200_000]), peak(mapped))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_peak_memory_does_not_grow_with_the_rows(tmp_path):
-    """A file of 256 MB against its first 20,000 rows (5 MB) in memory; a process of its own."""
+    """256 MB of a file against its first 51 MB, one after the other in a process of its own."""
     path = tmp_path / "rows.npy"
     file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=(1_000_000, 32))
     some = np.random.default_rng(0).normal(size=(20_000, 32))
@@ -213,4 +215,4 @@ def test_peak_memory_does_not_grow_with_the_rows(tmp_path):
     command = [sys.executable, "-c", MEASURED, str(path)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     small, large = map(float, text.split())
-    assert large - small < 100
+    assert large - small < 80

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import json
 import math
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -40,12 +40,13 @@ SHORT: dict[str, tuple[int, ...]] = {
     "rows": (1_000, 30_000, 1_000_000),
     "width": (64, 256),
 }
-PARTS = {  # name in the loop of fit: (name in the table, steps it stands for)
+PARTS = {  # name in the loop of fit: name in the table
     "draw_pool": "pool",
     "energy_steps": "50 energy steps",
     "diagnose_round": "diagnosis",
     "generator_steps": "10 generator steps",
 }
+OTHERS = ("draw_pool", "energy_steps", "diagnose_round")
 ROUND = "round"
 MODES = 8
 
@@ -80,18 +81,24 @@ class Clock:
     def __init__(self) -> None:
         self.times: dict[str, list[float]] = {}
 
-    def watch(self, module: Any, name: str, steps: Callable[..., float] | None = None) -> None:
-        """Times `module.name`; with `steps`, per step of those that a call says it takes."""
-        inner = getattr(module, name)
+    def watch(self, module: Any, name: str, inner: Callable[..., Any] | None = None) -> None:
+        """Times `module.name`, or what is put in its place."""
+        function = inner or getattr(module, name)
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def timed(*args: Any) -> Any:
             start = time.process_time()
-            result = inner(*args, **kwargs)
-            ms = 1e3 * (time.process_time() - start)
-            self.times.setdefault(name, []).append(ms / steps(*args) if steps else ms)
+            result = function(*args)
+            self.times.setdefault(name, []).append(1e3 * (time.process_time() - start))
             return result
 
         setattr(module, name, timed)
+
+
+def ten_generator_steps(*args: Any) -> float:
+    """Of `fit`'s arguments: J = 10 in every round, also where `fit` would take more or none."""
+    the_game, pool, *_, round_ = args
+    weights = torch.zeros_like(pool.log_q)
+    return game.generator_steps(the_game, pool, pool.x, weights, 10, round_)
 
 
 def measure(path: Path, setting: Setting) -> dict[str, float]:
@@ -104,28 +111,25 @@ def measure(path: Path, setting: Setting) -> dict[str, float]:
     before, start = _peak(), time.process_time()
     model.stored({"x": rows})
     found = {"check": 1e3 * (time.process_time() - start)}
-    clock, ends = Clock(), [(0.0, 0.0)]
-    for name in ("draw_pool", "energy_steps", "diagnose_round"):
+    clock, ends = Clock(), []
+    for name in OTHERS:
         clock.watch(training, name)
-    clock.watch(training, "generator_steps", lambda *args: max(args[4], 1) / 10)
-    clock.watch(game, "_warm_start", lambda *_: setting.warm_start_steps)
-    taken: list[float] = []
+    clock.watch(training, "generator_steps", ten_generator_steps)
+    clock.watch(game, "_warm_start")
 
     def end_of_round(r: int, info: dict[str, Any]) -> None:
-        taken.append(info["generator_steps"])
         ends.append((time.process_time(), time.perf_counter()))
         if r + 1 == setting.rounds:
             raise KeyboardInterrupt
 
-    config = FitConfig(warm_start_steps=setting.warm_start_steps, ess_target=1.1, progress=False)
+    config = FitConfig(warm_start_steps=setting.warm_start_steps, progress=False)
     fit(model, {"x": rows}, config=config, callback=end_of_round)
     for name, shown in PARTS.items():
         found[shown] = statistics.median(clock.times[name][1:])
-    found["warm-start step"] = clock.times["_warm_start"][0]
-    spans = np.diff(np.array(ends[1:]), axis=0)  # of the rounds but the first
-    j = np.array(taken[:-1])  # of the generator steps within these spans
-    known = np.array([clock.times["generator_steps"][i] * j[i] / 10 for i in range(len(j))])
-    known += [sum(clock.times[n][i + 1] for n in list(PARTS)[:3]) for i in range(len(j))]
+    found["warm-start step"] = clock.times["_warm_start"][0] / setting.warm_start_steps
+    spans = np.diff(np.array(ends), axis=0)  # from callback to callback, inside fit's loop
+    parts = [clock.times["generator_steps"], *(clock.times[name][1:] for name in OTHERS)]
+    known = np.sum(parts, axis=0)
     found["rest"] = statistics.median(1e3 * spans[:, 0] - known)
     found[ROUND] = found["rest"] + sum(found[shown] for shown in PARTS.values())
     found["wall / CPU"] = statistics.median(spans[:, 1] / spans[:, 0])
@@ -136,7 +140,9 @@ def measure(path: Path, setting: Setting) -> dict[str, float]:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory in MB; getrusage would count the process that started this one."""
+    text = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) / 1024
 
 
 def in_its_own_process(setting: Setting) -> dict[str, float]:
@@ -271,7 +277,7 @@ NOTES = f"""
 CPU ms, medians over rounds but the first. One setting varies, the others are {Setting.dimension}
 dimensions, {Setting.rows:,} rows, width {Setting.width}, depth {Setting.depth}; all else is the
 default `FitConfig` and the default flow, whose size is fixed. `round`: the parts and the `rest`,
-which scores the pool with the new energy; J is taken as 10 always. `check`: the pass over all rows
+which scores the pool with the new energy; J is 10 in every round. `check`: the pass over all rows
 before the fit; `warm-start step`: one of 500. `above start MB`: peak resident memory of the
 process less that before the check; pages of the file count while they are mapped. Rows are in a
 memory-mapped float32 file; seed 0. Below {FitConfig.pool:,} rows the pool holds fewer rows.
