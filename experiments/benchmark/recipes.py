@@ -116,7 +116,7 @@ def descend(
     clip: float = math.inf,
     after: Callable[[], None] | None = None,
     rows: Rows | None = None,
-) -> str:
+) -> Found:
     """Adam on minibatches until the budget of CPU seconds is spent.
 
     Args:
@@ -132,7 +132,7 @@ def descend(
         rows: data; the problem's training rows if None.
 
     Returns:
-        The status, with the number of steps.
+        `status` and number of `steps`.
     """
     rows = look.problem.train if rows is None else rows
     optimiser = torch.optim.Adam(parameters, lr=lr, fused=True)
@@ -146,14 +146,14 @@ def descend(
         value.backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         if not norm.isfinite():
-            return f"diverged at step {steps}"
+            return {"status": "diverged", "steps": steps}
         optimiser.step()
         steps += 1
         if after is not None:
             after()
         if look.due():
             show()
-    return f"{steps} steps"
+    return {"status": "time spent", "steps": steps}
 
 
 def flow_alone(problem: Problem, seed: int, look: Look) -> Found:
@@ -165,7 +165,7 @@ def flow_alone(problem: Problem, seed: int, look: Look) -> Found:
     def log_prob(x: Rows) -> Tensor:
         return flow.log_prob({"x": x})
 
-    status = descend(
+    ending = descend(
         lambda x: -log_prob(x).mean(),
         list(flow.parameters()),
         look,
@@ -175,7 +175,7 @@ def flow_alone(problem: Problem, seed: int, look: Look) -> Found:
         cosine=True,
         clip=usual.clip,
     )
-    return look(log_prob, flow, normalised=True, last=True) | {"status": status}
+    return look(log_prob, flow, normalised=True, last=True) | ending
 
 
 CONFIGS: dict[str, tuple[FitConfig, dict[str, bool]]] = {

@@ -1,11 +1,11 @@
 """Every recipe on every data set, side by side: `make bench` and `make bench-full`.
 
 `python -m experiments.benchmark.run [--problems P ...] [--recipes R ...] [--seeds S ...]
-[--workers N] [--seconds S] [--full] [--missing] [--table]`.
+[--workers N] [--seconds S] [--peer-share X] [--name NAME] [--full] [--missing] [--table]`.
 
-Rows are appended to results/benchmark.jsonl as runs end, so that a run that is cut loses nothing;
-the latest row of a problem, recipe and seed counts. `--missing` runs only what has no row yet,
-`--table` runs nothing. Then the table and the pictures are written from all rows there are.
+Rows are appended to results/NAME.jsonl (NAME is benchmark) as runs end, so that a run that is cut
+loses nothing; the latest row of a problem, recipe and seed counts. `--missing` runs only what has
+no row yet, `--table` runs nothing. Then the table and the pictures are written from all rows.
 Recipes without an end of their own are given as many CPU seconds as `ebm_pp` took for the same
 problem and seed. Each process has one thread and flushes denormal numbers.
 """
@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ from experiments.benchmark.recipes import RECIPES, Recipe
 from experiments.benchmark.tables import write
 from experiments.table import RESULTS, commit
 
-ROWS = RESULTS / "benchmark.jsonl"
 OURS = "ebm_pp"
 ALL: dict[str, Recipe] = {**RECIPES, **PEERS}
 
@@ -47,6 +47,7 @@ class Settings:
     workers: processes.
     seconds: CPU seconds of recipes without an end of their own where `ebm_pp` has no row yet.
     peer_share: CPU seconds of peers, in those of `ebm_pp`.
+    name: of the results; may be a path elsewhere, for a trial.
     """
 
     problems: tuple[str, ...] = ("moons", "eight_gaussians", "many_well_8")
@@ -55,6 +56,7 @@ class Settings:
     workers: int = 2
     seconds: float = 20.0
     peer_share: float = 1.0
+    name: str = "benchmark"
 
 
 FULL = Settings(problems=(*PLANAR, *HIGH, "wind"), seeds=(0, 1, 2))
@@ -91,17 +93,18 @@ def prepare() -> None:
     torch.set_flush_denormal(True)
 
 
-def read_rows() -> dict[Task, dict[str, Any]]:
+def read_rows(path: Path) -> dict[Task, dict[str, Any]]:
     """The latest row of every task."""
-    if not ROWS.exists():
+    if not path.exists():
         return {}
-    rows = map(json.loads, ROWS.read_text().splitlines())
+    rows = map(json.loads, path.read_text().splitlines())
     return {(row["problem"], row["recipe"], row["seed"]): row for row in rows}
 
 
 def run(tasks: Iterable[Task], settings: Settings, version: str) -> None:
     """Run tasks in processes, appending every row as it ends."""
-    known = read_rows()
+    path = RESULTS / f"{settings.name}.jsonl"
+    known = read_rows(path)
     with ProcessPoolExecutor(
         settings.workers, multiprocessing.get_context("spawn"), initializer=prepare
     ) as pool:
@@ -113,7 +116,7 @@ def run(tasks: Iterable[Task], settings: Settings, version: str) -> None:
             jobs.append(pool.submit(run_one, task, share * ours))
         for job in as_completed(jobs):
             row = _plain(job.result()) | {"commit": version}
-            with ROWS.open("a") as file:
+            with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             shown = ("problem", "recipe", "seed", "kl", "cpu", "status")
             print({key: row[key] for key in shown if key in row}, flush=True)
@@ -132,6 +135,7 @@ def _plain(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", help="of the results; a path elsewhere for a trial")
     parser.add_argument("--full", action="store_true", help="the long version")
     parser.add_argument("--problems", nargs="+", choices=[*PROBLEMS, "wind"])
     parser.add_argument("--recipes", nargs="+", choices=list(ALL))
@@ -152,7 +156,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     prepare()
     RESULTS.mkdir(exist_ok=True)
-    known = read_rows() if missing else {}
+    path = RESULTS / f"{settings.name}.jsonl"
+    known = read_rows(path) if missing else {}
     tasks = [
         (name, recipe, seed)
         for seed in settings.seeds
@@ -165,10 +170,10 @@ def main() -> None:
         # Ours first: it sets the time of the others.
         for ours in (True, False):
             run([task for task in tasks if (task[1] == OURS) == ours], settings, version)
-    rows = [row for row in read_rows().values() if row["recipe"] in ALL]
-    print(write(rows, list(ALL), [*PROBLEMS, "wind"]))
-    pictures.curves(rows, PLANAR, list(ALL), RESULTS / "benchmark_planar.png")
-    pictures.curves(rows, HIGH, list(ALL), RESULTS / "benchmark_high.png")
+    rows = [row for row in read_rows(path).values() if row["recipe"] in ALL]
+    print(write(settings.name, rows, list(ALL), [*PROBLEMS, "wind"]))
+    for group, problems in {"planar": PLANAR, "high": HIGH}.items():
+        pictures.curves(rows, problems, list(ALL), RESULTS / f"{settings.name}_{group}.png")
 
 
 if __name__ == "__main__":

@@ -30,24 +30,27 @@ Pyro. Settings of peers: `experiments/benchmark/peers.py`.
 """
 
 
-def write(rows: Sequence[dict[str, Any]], recipes: list[str], problems: list[str]) -> str:
-    """Writes results/benchmark.md and returns its text.
+def write(
+    name: str, rows: Sequence[dict[str, Any]], recipes: list[str], problems: list[str]
+) -> str:
+    """Writes results/NAME.md and returns its text.
 
     Args:
+        name: of the table.
         rows: one a run.
         recipes: names in the order of the table.
         problems: likewise.
     """
     lines = []
-    for name in problems:
+    for problem in problems:
         for recipe in recipes:
-            same = [r for r in rows if (r["problem"], r["recipe"]) == (name, recipe)]
+            same = [r for r in rows if (r["problem"], r["recipe"]) == (problem, recipe)]
             if same:
-                lines.append(_line(name, recipe, sorted(same, key=lambda row: row["seed"])))
+                lines.append(_line(problem, recipe, sorted(same, key=lambda row: row["seed"])))
     seeds = sorted({row["seed"] for row in rows})
     commits = sorted({row["commit"] for row in rows})
     return write_table(
-        "benchmark",
+        name,
         "Energy-based models from data, side by side",
         "python -m experiments.benchmark.run --full",
         lines,
@@ -77,11 +80,9 @@ def _line(name: str, recipe: str, rows: list[dict[str, Any]]) -> Row:
 
 
 def _status(row: dict[str, Any]) -> str:
-    status = row["status"].split(" ")[0].rstrip("0123456789") or row["status"].split(" ")[1]
-    status = row["status"] if row.get("kl") is None else status
     k = row.get("log_z_pareto_k")
-    bad = row.get("log_z_by") == "annealing" and k is not None and k > BAD_K
-    return f"{status}, log Z uncertain" if bad else status
+    uncertain = k is not None and k > BAD_K
+    return f"{row['status']}, log Z uncertain" if uncertain else row["status"]
 
 
 def _values(rows: Sequence[dict[str, Any]], key: str) -> list[float]:

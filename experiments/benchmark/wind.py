@@ -71,7 +71,7 @@ def flow_alone(seed: int, budget: float) -> dict[str, Any]:
     spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
     with torch.no_grad():
         value, error = by_day(flow.log_prob(test), days)
-    return spent | {"kl": -value, "se": error, "status": f"{step} steps"}
+    return spent | {"kl": -value, "se": error, "status": "time spent", "steps": step}
 
 
 RECIPES: dict[str, Callable[[int, float], dict[str, Any]]] = {
