@@ -1,11 +1,14 @@
 """The energy network shipped with the library: waves, hidden layers, wells.
 
-    u = (x - loc) / scale,    h = MLP([u, sin W u, cos W u]),    E(x) = -log (1/K) sum_k exp h_k,
+    u = (x - loc) / scale,    h = MLP([u, sin W u, cos W u]),
+    E(x) = -log (1/K) sum_k exp[h_k(x) - 1/2 sum_j rho_kj (u_j - c_kj)^2].
 
-with W ~ N(0, frequency^2 / d) at the start, learned like all else, and h close to 0, so that a
-program with this energy starts next to its base measure. The waves let it learn edges and modes
-that a plain network takes thousands of steps to see (Tancik et al. 2020, arXiv:2006.10739); with
-the sum of wells exp(-E) is a mixture, whose modes need not be carved out of one another.
+exp(-E) is a mixture of K wells that the network deforms, so modes need not be carved out of one
+another. The centres c start at rows of the data, rho is flat and h next to 0, so that a program
+with this energy starts near its base measure. The waves, W ~ N(0, frequency^2 / d) at the start,
+show it edges that a plain network takes thousands of steps to see (Tancik et al. 2020,
+arXiv:2006.10739). All of c, rho, W and the layers are learned; `FitConfig.energy_decay` acts on W
+and the layers alone: on what the wells do not explain.
 """
 
 import math
@@ -15,18 +18,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+FLATNESS = 0.5  # rho at the start, times sqrt(d): the sum over d coordinates varies by about this
+
 
 class EnergyNet(nn.Module):
     """E(x) of rows x, standardised by the data.
 
     Args:
-        rows: data `(n, d)`, which set location and scale of every feature; or d alone, for
-            features that are standardised already.
+        rows: data `(n, d)`, which set location and scale of every feature, and where wells start;
+            or d alone, for features that are standardised already.
         width: units of every hidden layer.
         depth: number of hidden layers.
         waves: rows of W; 0 for none.
-        frequency: root mean square of the entries of W u at the start, in radians.
-        wells: K.
+        frequency: root mean square of W u at the start, in radians.
+        wells: K; 0 for a network with one output and no wells, E(x) = -h(x).
 
     Example:
         >>> energy = EnergyNet(torch.randn(100, 3))
@@ -49,7 +54,8 @@ class EnergyNet(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(rows, int):
-            loc, scale = torch.zeros(rows), torch.ones(rows)
+            rows = torch.randn(max(wells, 1), rows)
+            loc, scale = torch.zeros_like(rows[0]), torch.ones_like(rows[0])
         else:
             loc, scale = rows.mean(0), rows.std(0)
         d = len(loc)
@@ -62,16 +68,26 @@ class EnergyNet(nn.Module):
         layers: list[nn.Module] = []
         for size_in, size_out in pairwise(sizes):
             layers += [nn.Linear(size_in, size_out), nn.SiLU()]
-        last = nn.Linear(sizes[-1], wells)
-        nn.init.normal_(last.weight, std=0.01)  # not 0: equal wells would stay equal
+        last = nn.Linear(sizes[-1], max(wells, 1))
+        nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last).to(loc)
         self.wells = wells
+        if wells:
+            some = rows[torch.randint(len(rows), (wells,))]
+            self.centre = nn.Parameter((some - loc) / scale)
+            self.log_rho = nn.Parameter(torch.full_like(some, math.log(FLATNESS / math.sqrt(d))))
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
         """E(x), in nats."""
         u = (x - self.loc) / self.scale
+        features = u
         if self.waves is not None:
             phase = self.waves(u)
-            u = torch.cat([u, phase.sin(), phase.cos()], -1)
-        return math.log(self.wells) - self.layers(u).logsumexp(-1)
+            features = torch.cat([u, phase.sin(), phase.cos()], -1)
+        h = self.layers(features)
+        if not self.wells:
+            return -h.squeeze(-1)
+        rho, c = self.log_rho.exp(), self.centre
+        square = u.square() @ rho.T - 2 * u @ (rho * c).T + (rho * c.square()).sum(-1)
+        return math.log(self.wells) - (h - 0.5 * square).logsumexp(-1)

@@ -1,7 +1,7 @@
 """A network as the energy of a vector: the program to start from when only data are known.
 
 Site `x` of shape (d,) on the normal base N(mean, (spread sd)^2) of the data's own mean and
-standard deviation, and one factor `energy`, the library's `EnergyNet`. It starts at its base.
+standard deviation, and one factor `energy`, the library's `EnergyNet`.
 """
 
 import pyro
@@ -24,7 +24,7 @@ class Network(nn.Module):
     base_mean: Tensor
     base_scale: Tensor
 
-    def __init__(self, rows: Float[Tensor, "n d"], spread: float = 1.5, **settings: int) -> None:
+    def __init__(self, rows: Float[Tensor, "n d"], spread: float = 1.5, **settings: float) -> None:
         super().__init__()
         self.net = EnergyNet(rows, **settings)
         self.register_buffer("base_mean", rows.mean(0))
