@@ -96,7 +96,7 @@ class FitConfig:
     generator_steps_max: int = 40
     ess_target: float = 0.93
     energy_lr: float = 1e-2
-    energy_decay: float = 1e-3
+    energy_decay: float = 5e-4
     generator_lr: float = 1e-3
     offset: Offset = "newton"
     offset_lr: float = 1e-2

@@ -49,7 +49,7 @@ class EnergyNet(nn.Module):
         depth: int = 2,
         *,
         waves: int = 16,
-        frequency: float = 1.5,
+        frequency: float = 2.0,
         wells: int = 16,
     ) -> None:
         super().__init__()
