@@ -186,7 +186,7 @@ def generator_target(
         if config.offset == "newton" and config.objective not in PER_STEP:
             game.offset.fill_(b)
         log_z = at_draws.logsumexp(0) - math.log(len(at_draws))
-        early = round_ < game.config.rounds / 2
+        early = round_ < config.rounds / 2 and config.generator_loss == "weighted_forward_kl"
         if early and at_data.mean() < log_z:
             return pick(pool.x, slice(0)), at_data[:0], 1.0
         weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
