@@ -222,7 +222,7 @@ def zuko_flow(problem: Problem, seed: int, look: Look) -> Found:
 Maker = Callable[[nn.Module], tuple[Loss, list[nn.Parameter]]]
 QUICK = Settings(lr=5e-3)
 LOSSES: dict[str, tuple[Maker, Settings]] = {
-    "ebmkit NCE": (ebmkit_nce, Settings(lr=5e-3, ema=0.999)),
+    "ebmkit NCE": (ebmkit_nce, QUICK),
     "ebmkit energy discrepancy": (ebmkit_discrepancy, QUICK),
     "torchebm CD": (torchebm_cd, Settings()),
     "torchebm PCD": (partial(torchebm_cd, persistent=True, buffer_size=8192), Settings()),
