@@ -4,13 +4,8 @@ import pytest
 import torch
 from torch.func import jacrev, vmap
 
-from ebm_pp.coupling import (
-    LOG_SCALE_BOUND,
-    RAW_BOUND,
-    SMALLEST_BIN,
-    Coupling,
-    rational_quadratic,
-)
+from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
+from ebm_pp.spline import RAW_BOUND, SMALLEST_BIN, rational_quadratic
 
 F64 = torch.float64
 BOUND = 5.0
