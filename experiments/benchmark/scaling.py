@@ -217,13 +217,9 @@ MEMORY = {"above start MB": "peak memory above that at the start", "file MB": "f
 
 
 def _short(value: float) -> str:
-    return (
-        f"{value / 1e6:g}M"
-        if value >= 1e6
-        else f"{value / 1e3:g}k"
-        if value > 2e3
-        else f"{value:g}"
-    )
+    """A label of an axis: 256, 300k, 1M."""
+    unit, letter = (1e6, "M") if value >= 1e6 else (1, "") if value % 1e3 else (1e3, "k")
+    return f"{value / unit:g}{letter}"
 
 
 def table(found: dict[str, dict[int, dict[str, float]]]) -> tuple[list[Row], str]:
@@ -281,6 +277,7 @@ which scores the pool with the new energy; J is 10 in every round. `check`: the 
 before the fit; `warm-start step`: one of 500. `above start MB`: peak resident memory of the
 process less that before the check; pages of the file count while they are mapped. Rows are in a
 memory-mapped float32 file; seed 0. Below {FitConfig.pool:,} rows the pool holds fewer rows.
+`wall / CPU` above 1: other processes were on the same cores, which costs CPU time too (caches).
 
 Exponents: least squares in log-log over the upper half of each sweep (all of `depth`), ± one
 standard error.
