@@ -19,6 +19,7 @@ The last layer of c starts at zero, where every t is the identity.
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -100,7 +101,8 @@ class Coupling(nn.Module):
 
     def _parameters_of(self, kept: Tensor) -> Float[Tensor, "p n"]:
         """The conditioner c of the kept coordinates; angles enter as cosine and sine."""
-        *hidden, last = self.conditioner
+        layers: list[Any] = [*self.conditioner]
+        *hidden, last = layers
         if not len(kept):  # nothing to condition on: the map's parameters are free numbers
             return last(kept.new_ones(1, 1)).T.expand(-1, kept.shape[1])
         if self.n_kept_line < len(kept):

@@ -5,8 +5,8 @@ arXiv:1906.04032). Piece k runs from the knot (x_k, y_k) to (x_k + w, y_k + h) w
 d_next there. With s = h / w, xi = (x - x_k) / w, zeta = 1 - xi, a = d_k / s and b = d_next / s,
 their equations 4 and 5 become sums of positive numbers, which lose no digits:
 
-    P = zeta + b xi,    Q = xi + a zeta,    D = xi Q + zeta P,    A = xi P + zeta Q,
-    eta = xi Q / D,     y = y_k + h eta,    g = d eta / d xi = A / D^2,    L = log dy/dx = log(s g).
+    P = zeta + b xi,    Q = xi + a zeta,    D = xi Q + zeta P,       A = xi P + zeta Q,
+    eta = xi Q / D,     y = y_k + h eta,    d eta / d xi = A / D^2 = g,    log dy/dx = log s g = L.
 
 So does the inverse, their equations 6-8: with beta = b eta - a (1 - eta),
 
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 SMALLEST_BIN = 1e-3  # of the box, so that no piece of a spline degenerates
 RAW_BOUND = 5.0  # keeps bins and slopes within e^5 of the identity's: invertible in float32
@@ -34,8 +33,7 @@ def rational_quadratic(
 ) -> tuple[Float[Tensor, "*b n"], Float[Tensor, "*b n"]]:
     """A monotone rational-quadratic spline from [-B, B] to itself, elementwise.
 
-    Rows come last: every step is then one pass over contiguous numbers. Gradients can be taken
-    once; second derivatives take the transforms of `torch.func`.
+    Rows come last: every step is then one pass over contiguous numbers.
 
     Args:
         x: points; those outside [-B, B] are returned as they are, with slope 1.
@@ -160,7 +158,7 @@ class _Spline(torch.autograd.Function):
     """The spline as one node of autograd's graph."""
 
     @staticmethod
-    def forward(  # noqa: D102 - as `rational_quadratic`
+    def forward(
         ctx: Any,  # noqa: ANN401 - autograd's own
         x: Tensor,
         raw: Tensor,
@@ -168,35 +166,43 @@ class _Spline(torch.autograd.Function):
         inverse: bool,
     ) -> tuple[Tensor, Tensor]:
         outputs, saved = _evaluate(x, raw, bound, inverse)
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(x, raw, *saved)
         ctx.bound, ctx.inverse = bound, inverse
         return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401 - autograd's own
         y_bar: Tensor,
         l_bar: Tensor,
-    ) -> tuple[Tensor, Tensor, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Gradients with respect to x and raw, given those with respect to y and log dy/dx.
 
-        Either direction finds a stationary point in xi of
+        Choose the multipliers u_bar and v_bar such that F does not change with xi:
 
-            F = v_bar (y_k + h eta) - u_bar (x_k + w xi) + l_bar L:    w u_bar = h g v_bar + l_bar L_xi.
+            F = v_bar (y_k + h eta) - u_bar (x_k + w xi) + l_bar L,
+            0 = v_bar h g - u_bar w + l_bar L_xi.
 
-        Forwards, v_bar = y_bar / rate_y is given, this yields u_bar, and the loss changes by dF.
-        Backwards, y being x and L being -L, u_bar is given, v_bar follows, and it changes by -dF.
-        What is left are partial derivatives at a fixed xi, where s = h rate_x / w rate_y:
+        Forwards v_bar = y_bar / rate_y is given, u_bar follows, and the loss changes by dF; in the
+        inverse, whose outputs are x and -L, u_bar is given, v_bar follows, and it changes by -dF.
+        What is left are partial derivatives at a fixed xi, with s = h rate_x / (w rate_y):
 
             eta_a = xi zeta (1 - eta) / D,       eta_b = -xi zeta eta / D,
             L_a = zeta^2 / A - 2 xi zeta / D,    L_b = xi^2 / A - 2 xi zeta / D,
             L_xi = 2 (P - Q) / A - 2 (a + b - 2) (zeta - xi) / D,    s F_s = l_bar - a F_a - b F_b.
         """
         (
-            shares, root, index, inside, rate_x, rate_y, u, v, w, h, s, a, b,
+            x, raw, shares, root, index, inside, rate_x, rate_y, u, v, w, h, s, a, b,
             xi, zeta, p, q, den, above, eta, g,
         ) = ctx.saved_tensors  # fmt: skip
+        if torch.is_grad_enabled():  # of these gradients others will be taken (create_graph)
+            with_gradient = [t for t in (x, raw) if t.requires_grad]
+            outputs, _ = _evaluate(x, raw, ctx.bound, ctx.inverse)
+            found = iter(
+                torch.autograd.grad(outputs, with_gradient, (y_bar, l_bar), create_graph=True)
+            )
+            x_bar, raw_bar = (next(found) if t.requires_grad else None for t in (x, raw))
+            return x_bar, raw_bar, None, None
         through, l_bar = y_bar * inside, l_bar * inside
         l_above, l_den = l_bar / above, l_bar / den
         both, apart = xi * zeta, zeta - xi

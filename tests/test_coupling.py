@@ -5,7 +5,6 @@ import torch
 from torch.func import jacrev, vmap
 
 from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
-from ebm_pp.spline import RAW_BOUND, SMALLEST_BIN, rational_quadratic
 
 F64 = torch.float64
 BOUND = 5.0
@@ -126,47 +125,6 @@ def test_far_points_and_wild_parameters_stay_finite(bins):
     torch.testing.assert_close(there_and_back, x, rtol=1e-9, atol=0)
 
 
-# Splines on their own --------------------------------------------------------------------------
-def bounded(raw):
-    return raw / (1 + (raw / RAW_BOUND) ** 2) ** 0.5
-
-
-def raw_spline(bins, periodic, strength=1.0):
-    return strength * torch.randn(3 * bins - (not periodic), dtype=F64)
-
-
-@pytest.mark.parametrize("periodic", [False, True])
-@pytest.mark.parametrize("bins", [1, 2, 8])
-def test_spline_is_monotone_and_fills_its_box(bins, periodic):
-    raw = raw_spline(bins, periodic)
-    x = torch.linspace(-BOUND, BOUND, 20_001, dtype=F64)
-    for inverse in (False, True):
-        y, log_slope = rational_quadratic(x, raw[:, None].expand(-1, len(x)), BOUND, inverse=inverse)
-        assert (y.diff() > 0).all()
-        torch.testing.assert_close(y[[0, -1]], x[[0, -1]])
-        rise = (log_slope.exp()[1:] + log_slope.exp()[:-1]) / 2 * x.diff()  # the integral of dy/dx
-        assert rise.sum().item() == pytest.approx(2 * BOUND, rel=1e-3)
-
-
-@pytest.mark.parametrize("periodic", [False, True])
-def test_spline_meets_its_knots_with_their_slopes(periodic):
-    bins = 5
-    raw = raw_spline(bins, periodic)
-    soft = bounded(raw)
-    fractions = soft[: 2 * bins].reshape(2, bins).softmax(-1)
-    sizes = 2 * BOUND * (SMALLEST_BIN + (1 - bins * SMALLEST_BIN) * fractions)
-    x_k, y_k = sizes.cumsum(-1)[:, :-1] - BOUND  # inner knots
-    slopes = soft[2 * bins :].exp()[1 if periodic else 0 :]
-    for inverse, (start, end) in ((False, (x_k, y_k)), (True, (y_k, x_k))):
-        for side in (-1e-11, 1e-11):
-            y, log_slope = rational_quadratic(
-                start + side, raw[:, None].expand(-1, bins - 1), BOUND, inverse=inverse
-            )
-            torch.testing.assert_close(y, end, rtol=0, atol=1e-8)
-            expected = -slopes.log() if inverse else slopes.log()
-            torch.testing.assert_close(log_slope, expected, rtol=0, atol=1e-7)
-
-
 # The circle ------------------------------------------------------------------------------------
 def around_the_seam():
     """The same angle from the left, from the right, twice exactly, and a turn further."""
@@ -184,18 +142,6 @@ def test_no_seam(bins, coordinate):
     torch.testing.assert_close(y.cos(), y[:1].cos().expand_as(y), rtol=0, atol=1e-7)
     torch.testing.assert_close(y.sin(), y[:1].sin().expand_as(y), rtol=0, atol=1e-7)
     torch.testing.assert_close(log_det, log_det[:1].expand_as(log_det), rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_no_seam_in_the_inverse_and_in_the_spline_at_its_ends(dtype):
-    raw = raw_spline(6, periodic=True, strength=0.3).to(dtype)
-    ends = torch.tensor([-math.pi, math.pi], dtype=dtype)
-    for inverse in (False, True):
-        y, log_slope = rational_quadratic(ends, raw[:, None].expand(-1, 2), math.pi, inverse=inverse)
-        torch.testing.assert_close(y, ends)
-        torch.testing.assert_close(log_slope[0], log_slope[1], rtol=0, atol=1e-4)
-        expected = bounded(raw)[12:13] * (-1 if inverse else 1)
-        torch.testing.assert_close(log_slope[:1], expected, rtol=0, atol=1e-4)  # not that of x = y
 
 
 @pytest.mark.parametrize("bins", [0, 6])
