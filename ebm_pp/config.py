@@ -25,7 +25,6 @@ RANGES = [  # field, smallest, largest
     *((name, 1, MANY) for name in ("diagnose_every", "patience")),
     *((name, 0, MANY) for name in ("generator_steps", "generator_steps_max", "warm_start_steps")),
     *((name, 0.0, 1e6) for name in ("energy_lr", "generator_lr", "offset_lr", "warm_start_lr")),
-    ("energy_decay", 0.0, 1e6),
     *((name, 0.0, 1.0) for name in ("average", "temper_ess")),
     ("nu", 1e-3, 1e6),
     ("base_share", 0.0, 0.99),
@@ -61,7 +60,8 @@ class FitConfig:
             above 1 J never falls.
         energy_lr: learning rate of Adam for the energy, cosine-decayed to 0 over the run.
         energy_decay: lambda of the penalty lambda/2 |W|^2 (nats a datum) on the weight matrices of
-            linear and convolution layers, a normal prior; other parameters have none.
+            linear and convolution layers, a normal prior; other parameters have none. None is
+            1e-4 per dimension: more dimensions leave more room to overfit.
         generator_lr: learning rate of Adam for the generator, decayed likewise.
         offset: "newton" solves the offset b exactly as it goes; "gradient" learns it like [F16].
         offset_lr: learning rate of b under "gradient".
@@ -96,7 +96,7 @@ class FitConfig:
     generator_steps_max: int = 40
     ess_target: float = 0.93
     energy_lr: float = 1e-2
-    energy_decay: float = 5e-4
+    energy_decay: float | None = None
     generator_lr: float = 1e-3
     offset: Offset = "newton"
     offset_lr: float = 1e-2
@@ -120,7 +120,8 @@ class FitConfig:
                 raise ValueError(
                     f"FitConfig({name}={getattr(self, name)!r}): expected {get_args(known)}."
                 )
-        for name, low, high in RANGES:
+        ranges = RANGES if self.energy_decay is None else [*RANGES, ("energy_decay", 0.0, 1e6)]
+        for name, low, high in ranges:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(
                     f"FitConfig({name}={getattr(self, name)!r}): expected {low} to {high}."

@@ -4,11 +4,12 @@
     E(x) = -log (1/K) sum_k exp[h_k(x) - 1/2 sum_j rho_kj (u_j - c_kj)^2].
 
 exp(-E) is a mixture of K wells that the network deforms, so modes need not be carved out of one
-another. The centres c start at rows of the data, rho is flat and h next to 0, so that a program
-with this energy starts near its base measure. The waves, W ~ N(0, frequency^2 / d) at the start,
-show it edges that a plain network takes thousands of steps to see (Tancik et al. 2020,
-arXiv:2006.10739). All of c, rho, W and the layers are learned; `FitConfig.energy_decay` acts on W
-and the layers alone: on what the wells do not explain.
+another. Beyond the plane the wells have centres c, which start at rows of the data, and curvatures
+rho, flat at the start; in the plane, where the network alone learns edges better, rho = 0. h
+starts next to 0, so that a program with this energy starts near its base measure. The waves,
+W ~ N(0, frequency^2 / d) at the start, show it edges that a plain network takes thousands of steps
+to see (Tancik et al. 2020, arXiv:2006.10739). All of c, rho, W and the layers are learned;
+`FitConfig.energy_decay` acts on W and the layers alone: on what the wells do not explain.
 """
 
 import math
@@ -32,6 +33,7 @@ class EnergyNet(nn.Module):
         waves: rows of W; 0 for none.
         frequency: root mean square of W u at the start, in radians.
         wells: K; 0 for a network with one output and no wells, E(x) = -h(x).
+        curved: whether rho is learned; for d > 2 unless given.
 
     Example:
         >>> energy = EnergyNet(torch.randn(100, 3))
@@ -49,8 +51,9 @@ class EnergyNet(nn.Module):
         depth: int = 2,
         *,
         waves: int = 16,
-        frequency: float = 2.0,
+        frequency: float = 1.5,
         wells: int = 16,
+        curved: bool | None = None,
     ) -> None:
         super().__init__()
         if isinstance(rows, int):
@@ -73,7 +76,8 @@ class EnergyNet(nn.Module):
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last).to(loc)
         self.wells = wells
-        if wells:
+        self.curved = bool(wells) and (d > 2 if curved is None else curved)
+        if self.curved:
             some = rows[torch.randint(len(rows), (wells,))]
             self.centre = nn.Parameter((some - loc) / scale)
             self.log_rho = nn.Parameter(torch.full_like(some, math.log(FLATNESS / math.sqrt(d))))
@@ -88,6 +92,7 @@ class EnergyNet(nn.Module):
         h = self.layers(features)
         if not self.wells:
             return -h.squeeze(-1)
-        rho, c = self.log_rho.exp(), self.centre
-        square = u.square() @ rho.T - 2 * u @ (rho * c).T + (rho * c.square()).sum(-1)
-        return math.log(self.wells) - (h - 0.5 * square).logsumexp(-1)
+        if self.curved:
+            rho, c = self.log_rho.exp(), self.centre
+            h = h - 0.5 * (u.square() @ rho.T + (rho * c.square()).sum(-1)) + u @ (rho * c).T
+        return math.log(self.wells) - h.logsumexp(-1)

@@ -30,6 +30,7 @@ from ebm_pp.stored import Data
 # Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
 BETA2 = 0.98
+DECAY = 1e-4  # per dimension: lambda of the normal prior on an energy's weight matrices
 OFFSET_DAMPING = 0.3  # of a Newton step on one minibatch: averages over its neighbours
 
 
@@ -73,52 +74,6 @@ class Game:
     config: FitConfig
     soft_value: SoftValue | None = None  # of trajectories: refitted to every pool
     density: Density | None = None  # log p~ of as many rows as an energy step has, captured
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best parameters so far, and the diagnosis of the round they are from."""
-
-    score: tuple[bool, float]
-    info: dict[str, Any]
-    model: dict[str, Tensor]
-    generator: dict[str, Tensor]
-    offset: float
-
-    @classmethod
-    def of(cls, game: Game, score: tuple[bool, float], info: dict[str, Any]) -> "Best":
-        """A copy of what is to be returned."""
-
-        def copied(module: object) -> dict[str, Tensor]:
-            state = module.state_dict() if isinstance(module, nn.Module) else {}
-            return {name: value.clone() for name, value in state.items()}
-
-        offset = game.offset.item()
-        if game.config.objective in PER_STEP:  # there game.offset is of single steps
-            offset = info.get("offset", math.nan)
-        return cls(score, info, copied(game.averaged), copied(game.generator), offset)
-
-    def or_better(self, game: Game, info: dict[str, Any], healthy: bool) -> "Best":
-        """The better of this and the present.
-
-        A healthy round before any other, then by held-out log-likelihood (without held-out rows
-        the later one; for a given density by ESS).
-        """
-        value = info["held_out"]
-        if math.isnan(value):
-            value = info["ess"] if game.data is None else float(info["round"])
-        if game.soft_value is not None and math.isnan(info["held_out"]):
-            # Weights of whole trajectories are noisy: an early policy may look healthy by luck.
-            healthy, value = True, float(info["round"])
-        score = (healthy, value)
-        return Best.of(game, score, info) if score > self.score else self
-
-    def restore(self, game: Game) -> None:
-        """Puts the best parameters into the user's objects."""
-        game.model.soft_value = game.averaged.soft_value
-        game.model.load_state_dict(self.model)
-        if isinstance(game.generator, nn.Module):
-            game.generator.load_state_dict(self.generator)
 
 
 def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[str, float]:
@@ -279,7 +234,7 @@ def start(
     offset = torch.zeros((), dtype=model.dtype, device=model.device)
     energy = None
     if data is not None:
-        groups = _with_decay(model, config.energy_decay)
+        groups = _with_decay(model, config)
         if config.offset == "gradient":
             offset.requires_grad_(True)
             groups.append({"params": [offset], "lr": config.offset_lr})
@@ -318,8 +273,9 @@ def start(
     )
 
 
-def _with_decay(model: EnergyModel, decay: float) -> list[dict[str, Any]]:
+def _with_decay(model: EnergyModel, config: FitConfig) -> list[dict[str, Any]]:
     """The trained parameters in groups for Adam; weight_decay adds decay * W to a gradient."""
+    decay = DECAY * model.dim if config.energy_decay is None else config.energy_decay
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
     parameters = [p for p in model.parameters() if p.requires_grad]

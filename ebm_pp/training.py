@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ebm_pp.best import Best
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError, ProgramError
-from ebm_pp.game import Best, Game, energy_steps, generator_steps, generator_target, start
+from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
 from ebm_pp.pareto import threshold
 from ebm_pp.policy_steps import project, refit
@@ -163,7 +164,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     """The round loop: pool, K energy steps, diagnosis, J generator steps."""
     config, data, averaged = game.config, game.data, game.averaged
     n_train = 0 if data is None else n_rows(data)
-    best = Best.of(game, (False, -math.inf), {"round": -1})
+    best = Best.of(game, (False, -math.inf), {"round": -1}, -1)
     history: list[dict[str, Any]] = []
     memory: list[tuple[Pool, Tensor]] = []
     status, detail, steps = Status.FINISHED, "", config.generator_steps
@@ -187,7 +188,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info, config))
                 report(info)
-                if r - best.info["round"] >= config.patience and _healthy(info, config):
+                if r - best.peak >= config.patience and _healthy(info, config):
                     status = Status.CONVERGED
                     break
             if r < config.rounds - 1:

@@ -24,7 +24,9 @@ class Network(nn.Module):
     base_mean: Tensor
     base_scale: Tensor
 
-    def __init__(self, rows: Float[Tensor, "n d"], spread: float = 1.5, **settings: float) -> None:
+    def __init__(
+        self, rows: Float[Tensor, "n d"], spread: float = 1.5, **settings: int | float
+    ) -> None:
         super().__init__()
         self.net = EnergyNet(rows, **settings)
         self.register_buffer("base_mean", rows.mean(0))

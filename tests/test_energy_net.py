@@ -15,7 +15,7 @@ def rows(n=40, d=3):
 def test_against_the_formula(waves, wells):
     torch.manual_seed(0)
     x = rows().double()
-    net = EnergyNet(x, width=8, waves=waves, wells=wells)
+    net = EnergyNet(x, width=8, waves=waves, wells=wells, curved=True)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     u = (x - x.mean(0)) / x.std(0)
@@ -35,7 +35,7 @@ def test_against_the_formula(waves, wells):
 
 
 def test_wells_can_be_the_mixture_itself():
-    net = EnergyNet(2, waves=0, wells=3).double()
+    net = EnergyNet(2, waves=0, wells=3, curved=True).double()
     with torch.no_grad():
         net.layers[-1].weight.zero_()
         net.layers[-1].bias.copy_(torch.tensor([0.2, 0.3, 0.5]).log())

@@ -53,7 +53,11 @@ def curves(
     }
     names = [recipe for recipe in recipes if recipe in handles]
     figure.legend(
-        [handles[n] for n in names], names, loc="outside lower center", ncols=4, fontsize=9
+        [handles[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=(1, 2, 4)[columns - 1],
+        fontsize=9,
     )
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -81,6 +85,7 @@ def _draw(ax: Any, seeds: list[np.ndarray], recipe: str, colour: str) -> None:
     bold = recipe.startswith("ebm_pp")
     ax.plot(np.exp(grid), np.median(values, 0), color=colour, label=recipe,
             linewidth=2.5 if bold else 1.3, zorder=3 if bold else 2)  # fmt: skip
+    ax.plot(np.exp(grid[-1]), np.median(values[:, -1]), "o", color=colour, markersize=4)
     ax.fill_between(np.exp(grid), values.min(0), values.max(0), color=colour, alpha=0.12, lw=0)
 
 
