@@ -15,7 +15,7 @@ from models.recipe import Recipe, draws
 
 def network(n=6, d=3):
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
-    model = EnergyModel(Network(x, width=16, waves=4, wells=3))
+    model = EnergyModel(Network(x, width=16, waves=4, wells=0))
     return model, {"x": x}
 
 

@@ -60,6 +60,7 @@ class Settings:
     ema: decay of the moving average that is evaluated; 0 for the last step's parameters. .999
         is too slow for losses that take less than some 2,000 steps in the time they are given.
     clip: largest norm of the gradient.
+    telling: whether the loss of validation rows says anything: that of CD does not.
     """
 
     lr: float = 1e-3
@@ -67,6 +68,7 @@ class Settings:
     cosine: bool = True
     ema: float = 0.99
     clip: float = float("inf")
+    telling: bool = True
 
 
 Loss = Callable[[Rows], Tensor]
@@ -100,6 +102,9 @@ def train_energy(
     def log_density(x: Rows) -> Tensor:
         return -averaged(averaged.standardise(x))
 
+    validation = problem.validation
+    if validation is not None:
+        validation = energy.standardise(validation) if settings.telling else None
     ending = descend(
         loss,
         [*energy.parameters(), *own],
@@ -111,6 +116,8 @@ def train_energy(
         clip=settings.clip,
         after=average,
         rows=energy.standardise(problem.train),
+        validation=validation,
+        kept=averaged,
     )
     return look(log_density, last=True) | ending
 
@@ -215,17 +222,19 @@ def zuko_flow(problem: Problem, seed: int, look: Look) -> Found:
         batch=256,
         cosine=True,
         clip=5.0,
+        validation=problem.validation,
+        kept=flow,
     )
     return look(log_prob, normalised=True, last=True) | ending
 
 
 Maker = Callable[[nn.Module], tuple[Loss, list[nn.Parameter]]]
-QUICK = Settings(lr=5e-3)
+QUICK, UNTOLD = Settings(lr=5e-3), Settings(telling=False)
 LOSSES: dict[str, tuple[Maker, Settings]] = {
     "ebmkit NCE": (ebmkit_nce, QUICK),
     "ebmkit energy discrepancy": (ebmkit_discrepancy, QUICK),
-    "torchebm CD": (torchebm_cd, Settings()),
-    "torchebm PCD": (partial(torchebm_cd, persistent=True, buffer_size=8192), Settings()),
+    "torchebm CD": (torchebm_cd, UNTOLD),
+    "torchebm PCD": (partial(torchebm_cd, persistent=True, buffer_size=8192), UNTOLD),
     "torchebm sliced score matching": (torchebm_sliced, Settings(lr=3e-3)),
     "torchebm denoising score matching": (torchebm_denoising, QUICK),
 }

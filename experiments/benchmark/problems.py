@@ -16,6 +16,7 @@ from ebm_pp.density import Sites
 from models import digits, many_well, mixture, planar
 
 TRAIN, TEST = 8192, 10_000  # rows
+VALIDATION = 287  # of the digits' 1,437 training rows, one in five
 
 Rows = Float[Tensor, "n d"]
 LogDensity = Callable[[Rows], Float[Tensor, "n"]]
@@ -27,6 +28,7 @@ class Problem(NamedTuple):
     name: of the problem.
     train: rows to learn from, shape (n, d).
     test: rows to be scored.
+    validation: rows to stop by, where data are so few that everything overfits; else None.
     log_density: of the truth, normalised, in float64; None if unknown.
     draws: of the truth, from n and a seed; None if there are no more than the rows.
     shares: true probability of each mode, shape (m,); None if there are no separate modes.
@@ -40,6 +42,7 @@ class Problem(NamedTuple):
     draws: Callable[[int, int], Rows] | None = None
     shares: Float[Tensor, "m"] | None = None
     members: Callable[[Rows], Float[Tensor, "n m"]] | None = None
+    validation: Rows | None = None
 
     @property
     def dim(self) -> int:
@@ -72,8 +75,9 @@ def known(
 
 def images(seed: int) -> Problem:
     """The digits; what is reported of them is held-out log-likelihood, not KL."""
-    train, test = digits.load_digits(seed)
-    return Problem("digits", train["x"], test["x"])
+    rows, test = digits.load_digits(seed)
+    train, validation = rows["x"].tensor_split((VALIDATION,))[::-1]
+    return Problem("digits", train, test["x"], validation=validation)
 
 
 def nearest(centres: Float[Tensor, "m d"]) -> Modes:

@@ -5,6 +5,7 @@ returns the last look with a `status`. Energies are those of the program `Networ
 initialised after `torch.manual_seed(seed)`.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ def with_fit(
         look: see `Look`.
         static: the generator is Gaussian noise instead of a flow.
         fixed: the generator does not follow the energy, so `fit`, which returns the last round
-            with a healthy generator, may return an early one: take the last instead.
+            with a healthy generator, may return an early one: without held-out rows to choose
+            by, take the last instead.
     """
     torch.manual_seed(seed)
     generator: Generator | None = None
@@ -98,8 +100,11 @@ def with_fit(
             if look.due():
                 look(on_rows(games[0].averaged), games[0].generator)
 
-        result = fit(model, {"x": problem.train}, generator, config, callback=watch)
-    model = games[0].averaged if fixed else result.model
+        held_out = None if problem.validation is None else {"x": problem.validation}
+        result = fit(
+            model, {"x": problem.train}, generator, config, held_out=held_out, callback=watch
+        )
+    model = games[0].averaged if fixed and held_out is None else result.model
     found = look(on_rows(model), result.generator, last=True)
     return found | {"status": result.status.name.lower(), "rounds": len(result.history)}
 
@@ -116,6 +121,8 @@ def descend(
     clip: float = math.inf,
     after: Callable[[], None] | None = None,
     rows: Rows | None = None,
+    validation: Rows | None = None,
+    kept: nn.Module | None = None,
 ) -> Found:
     """Adam on minibatches until the budget of CPU seconds is spent.
 
@@ -130,13 +137,16 @@ def descend(
         clip: largest norm of the gradient.
         after: called after each step, e.g. to average parameters.
         rows: data; the problem's training rows if None.
+        validation: if given, `kept` ends with the parameters it had when the loss of these rows,
+            looked at every 20 steps, was smallest.
+        kept: what is evaluated in the end.
 
     Returns:
         `status` and number of `steps`.
     """
     rows = look.problem.train if rows is None else rows
     optimiser = torch.optim.Adam(parameters, lr=lr, fused=True)
-    steps = 0
+    steps, best, state = 0, math.inf, None
     while (spent := look.seconds / look.budget) < 1:
         if cosine:
             for group in optimiser.param_groups:
@@ -151,8 +161,14 @@ def descend(
         steps += 1
         if after is not None:
             after()
+        if validation is not None and kept is not None and steps % 20 == 0:
+            score = loss(validation).item()
+            if score < best:
+                best, state = score, copy.deepcopy(kept.state_dict())
         if look.due():
             show()
+    if kept is not None and state is not None:
+        kept.load_state_dict(state)
     return {"status": "time spent", "steps": steps}
 
 
@@ -174,6 +190,8 @@ def flow_alone(problem: Problem, seed: int, look: Look) -> Found:
         batch=min(usual.batch, len(problem.train) // 2),
         cosine=True,
         clip=usual.clip,
+        validation=problem.validation,
+        kept=flow,
     )
     return look(log_prob, flow, normalised=True, last=True) | ending
 
