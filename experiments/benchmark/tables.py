@@ -22,7 +22,8 @@ truth, the base measure and the recipe's own generator, or where that fails (k-h
 or the truth is unknown by annealed importance sampling. `log Z off`: log Z from {OWN_DRAWS:,}
 draws of the generator alone, minus that. `worst mode`: smallest share of a mode in its true
 share, of weighted draws of the generator; of Many-Well 16 and 32 over the sides of single wells.
-`to KL`: CPU seconds until the curve first goes below the level, on the run's own schedule: a
+`lowest on the way`: of the curve,
+as if one had known on the test rows when to stop. `to KL`: CPU seconds until the curve first goes below the level, on the run's own schedule: a
 shorter run would get there sooner. CPU seconds are of training alone. The peers' seconds are
 those of `ebm_pp` on the same data and seed; they stop by the clock. All energies are the same
 network on the same base with the same initial parameters; peers see standardised rows, without
@@ -64,6 +65,7 @@ def _line(name: str, recipe: str, rows: list[dict[str, Any]]) -> Row:
         "problem": name,
         "recipe": recipe,
         "KL": spread(rows, "kl"),
+        "lowest on the way": middle([{"low": _lowest(row)} for row in rows], "low"),
         "SE": middle(rows, "se"),
         "generator KL": middle(rows, "generator_kl"),
         "ESS/n": middle(rows, "ess", 2),
@@ -108,6 +110,11 @@ def seconds_to(curve: Sequence[dict[str, float]], level: float) -> float:
     return min(
         (p["cpu"] for p in curve if p["kl"] is not None and p["kl"] <= level), default=math.inf
     )
+
+
+def _lowest(row: dict[str, Any]) -> float | None:
+    values = [point["kl"] for point in row.get("curve") or () if point["kl"] is not None]
+    return min(values, default=None)
 
 
 def _reached(rows: Sequence[dict[str, Any]], level: float) -> str:
