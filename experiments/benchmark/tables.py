@@ -22,12 +22,12 @@ truth, the base measure and the recipe's own generator, or where that fails (k-h
 or the truth is unknown by annealed importance sampling. `log Z off`: log Z from {OWN_DRAWS:,}
 draws of the generator alone, minus that. `worst mode`: smallest share of a mode in its true
 share, of weighted draws of the generator; of Many-Well 16 and 32 over the sides of single wells.
-`lowest on the way`: of the curve,
-as if one had known on the test rows when to stop. `to KL`: CPU seconds until the curve first goes below the level, on the run's own schedule: a
-shorter run would get there sooner. CPU seconds are of training alone. The peers' seconds are
-those of `ebm_pp` on the same data and seed; they stop by the clock. All energies are the same
-network on the same base with the same initial parameters; peers see standardised rows, without
-Pyro. Settings of peers: `experiments/benchmark/peers.py`.
+`lowest on the way`: of the curve, as if one had known from the test rows when to stop. `to KL`:
+CPU seconds until the curve first goes below the level, on the run's own schedule: a shorter run
+would get there sooner. CPU seconds are of training alone. The peers' seconds are those of `ebm_pp`
+on the same data and seed; they stop by the clock. All energies are the same network on the same
+base with the same initial parameters; peers see standardised rows, without Pyro. Settings of
+peers: `experiments/benchmark/peers.py`.
 """
 
 
