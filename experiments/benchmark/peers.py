@@ -61,6 +61,7 @@ class Settings:
         is too slow for losses that take less than some 2,000 steps in the time they are given.
     clip: largest norm of the gradient.
     telling: whether the loss of validation rows says anything: that of CD does not.
+    plain: the usual network, 2 x 128 SiLU, instead of the shipped one.
     """
 
     lr: float = 1e-3
@@ -69,7 +70,10 @@ class Settings:
     ema: float = 0.99
     clip: float = float("inf")
     telling: bool = True
+    plain: bool = False
 
+
+PLAIN = {"waves": 0, "wells": 0}
 
 Loss = Callable[[Rows], Tensor]
 
@@ -91,7 +95,8 @@ def train_energy(
         look: see `Look`.
     """
     torch.manual_seed(seed)
-    energy = TotalEnergy(Network(problem.train), problem.train)
+    network = Network(problem.train, **PLAIN) if settings.plain else Network(problem.train)
+    energy = TotalEnergy(network, problem.train)
     loss, own = make_loss(energy)
     averaged = copy.deepcopy(energy).requires_grad_(False)
     mean, present = list(averaged.parameters()), [p.detach() for p in energy.parameters()]
@@ -229,9 +234,11 @@ def zuko_flow(problem: Problem, seed: int, look: Look) -> Found:
 
 
 Maker = Callable[[nn.Module], tuple[Loss, list[nn.Parameter]]]
+QUICK_PLAIN = Settings(lr=5e-3, plain=True)
 QUICK, UNTOLD = Settings(lr=5e-3), Settings(telling=False)
 LOSSES: dict[str, tuple[Maker, Settings]] = {
     "ebmkit NCE": (ebmkit_nce, QUICK),
+    "ebmkit NCE, plain network": (ebmkit_nce, QUICK_PLAIN),
     "ebmkit energy discrepancy": (ebmkit_discrepancy, QUICK),
     "torchebm CD": (torchebm_cd, UNTOLD),
     "torchebm PCD": (partial(torchebm_cd, persistent=True, buffer_size=8192), UNTOLD),
