@@ -20,17 +20,18 @@ from ebm_pp.config import PER_STEP, FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
 from ebm_pp.generator import FlowGenerator, Generator
-from ebm_pp.partition import bridge, ess_fraction
+from ebm_pp.given import annealed, default_flow, step_losses
+from ebm_pp.partition import bridge
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.policy_steps import OBJECTIVES, attach, log_weights_of, policy_steps, resolve
-from ebm_pp.pool import Pool, n_rows, pick, stack
+from ebm_pp.pool import Pool, n_rows, pick
 from ebm_pp.soft_value import Projection, SoftValue
 from ebm_pp.stored import Data
 
 # Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
 BETA2 = 0.98
-DECAY = 1e-4  # per dimension: lambda of the normal prior on an energy's weight matrices
+DECAY = 2e-4  # per dimension: lambda of the normal prior on the matrices of energy and flow
 OFFSET_DAMPING = 0.3  # of a Newton step on one minibatch: averages over its neighbours
 
 
@@ -123,7 +124,7 @@ def _newton_step(logit_data: Tensor, logit_draws: Tensor, config: FitConfig) -> 
 def generator_target(
     memory: list[tuple[Pool, Tensor]], game: Game, round_: int
 ) -> tuple[Sites, Tensor, float]:
-    """The rows and log weights that stand for p_theta in the generator's maximum likelihood.
+    """The rows and log weights that stand for p_theta where the generator is fitted to it.
 
     With data: the pool under [F16]'s mixture of data and draws. With a given density: draws with
     weights w^beta, beta the largest power in [0, 1] that leaves the newest pool an ESS fraction of
@@ -146,43 +147,32 @@ def generator_target(
             return pick(pool.x, slice(0)), at_data[:0], 1.0
         weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
         return pool.x, weights, 1.0
-    newest = log_density - pool.log_q
     if config.generator_loss != "weighted_forward_kl":
-        return pool.x, newest, 1.0
-    massless = newest == -math.inf
-    if massless.all():
-        raise FloatingPointError("no draw of the pool has any mass: start wider")
-    beta = _power(newest[~massless], config.temper_ess)
-    if beta < 1:
-        return pool.x, torch.where(massless, newest, beta * newest), beta
-    rows = stack(*[old.x for old, _ in memory])
-    return rows, torch.cat([log_p - old.log_q for old, log_p in memory]), 1.0
-
-
-def _power(log_weights: Tensor, ess: float) -> float:
-    """The largest beta in [0, 1] at which w^beta has at least this ESS fraction, by bisection."""
-    low, high = 0.0, 1.0
-    if ess_fraction(log_weights) >= ess:
-        return 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if ess_fraction(middle * log_weights) >= ess else (low, middle)
-    return low
+        return pool.x, log_density - pool.log_q, 1.0
+    return annealed(memory, config.temper_ess)
 
 
 def generator_steps(
-    game: Game, pool: Pool, rows: Sites, log_weights: Tensor, steps: int, round_: int
+    game: Game,
+    memory: list[tuple[Pool, Tensor]],
+    rows: Sites,
+    log_weights: Tensor,
+    steps: int,
+    round_: int,
 ) -> float:
-    """J steps of the generator; the mean loss."""
+    """J steps of the generator, on the rows that `generator_target` chose; the mean loss."""
     if game.proposal is None or not steps:
         return math.nan
     if game.config.generator_loss == "score_function" and game.soft_value is not None:
-        return policy_steps(game, pool, steps)
+        return policy_steps(game, memory[-1][0], steps)
     config, n_batch = game.config, game.config.batch
     at = torch.zeros(steps * n_batch, dtype=torch.long)
     if config.generator_loss == "weighted_forward_kl":
         if not len(log_weights):
             return math.nan
+        if game.data is None:
+            every = step_losses(game.generator, memory, rows, log_weights, [n_batch] * steps)
+            return sum(map(game.proposal.step, every)) / steps
         at = torch.multinomial(torch.softmax(log_weights, 0), len(at), replacement=True)
     total = 0.0
     for step in range(steps):
@@ -232,9 +222,10 @@ def start(
     config = resolve(config, model, generator)
     _check_generator(model, generator, config, data is not None)
     offset = torch.zeros((), dtype=model.dtype, device=model.device)
+    decay = DECAY * model.dim if config.energy_decay is None else config.energy_decay
     energy = None
     if data is not None:
-        groups = _with_decay(model, config)
+        groups = _with_decay(model, decay)
         if config.offset == "gradient":
             offset.requires_grad_(True)
             groups.append({"params": [offset], "lr": config.offset_lr})
@@ -250,16 +241,17 @@ def start(
     if trainable:
         if data is not None:
             try:
-                _warm_start(generator, trainable, data, held_out, config)
+                _warm_start(generator, trainable, data, held_out, config, decay)
             except FloatingPointError as error:
                 raise GeneratorError(
                     f"{type(generator).__name__} can't score the data: {error}.\n  Most likely it "
                     "has no density at some rows; make it from the data's location and scale."
                 ) from error
         steps = config.rounds * config.generator_steps_max
-        proposal = _player(
-            "generator", [{"params": trainable}], config.generator_lr, steps, config.clip
-        )
+        groups = [{"params": trainable}]
+        if data is not None and isinstance(generator, FlowGenerator):
+            groups = _with_decay(generator, decay)
+        proposal = _player("generator", groups, config.generator_lr, steps, config.clip)
     model.soft_value = None
     density = None
     if data is not None:
@@ -273,12 +265,11 @@ def start(
     )
 
 
-def _with_decay(model: EnergyModel, config: FitConfig) -> list[dict[str, Any]]:
+def _with_decay(module: nn.Module, decay: float) -> list[dict[str, Any]]:
     """The trained parameters in groups for Adam; weight_decay adds decay * W to a gradient."""
-    decay = DECAY * model.dim if config.energy_decay is None else config.energy_decay
     layers = (nn.Linear, nn.modules.conv._ConvNd)
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = {id(m.weight) for m in module.modules() if isinstance(m, layers)}
+    parameters = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in parameters if id(p) in matrices]
     others = [p for p in parameters if id(p) not in matrices]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": decay}, {"params": others}]
@@ -288,9 +279,9 @@ def _with_decay(model: EnergyModel, config: FitConfig) -> list[dict[str, Any]]:
 def _default_generator(model: EnergyModel, data: Data | None, config: FitConfig) -> Generator:
     if model.layout is not None:
         return PolicyGenerator(model, None if data is None else pick(data, slice(None)))
-    if data is None and model.proper:
-        data = model.sample_base(config.pool)
-    return FlowGenerator(model, data)
+    if data is not None:
+        return FlowGenerator(model, data)
+    return default_flow(model, config.pool)
 
 
 def _player(
@@ -313,14 +304,27 @@ def _warm_start(
     data: Data,
     held_out: Sites | None,
     config: FitConfig,
+    decay: float,
 ) -> None:
-    """Maximum likelihood on the data, keeping the best of ten looks at the held-out rows."""
-    steps = config.warm_start_steps
+    """Maximum likelihood on the data, keeping the best of ten looks at the held-out rows.
+
+    Without held-out rows a flow puts every tenth of many rows aside: one that has overfitted is
+    denser at the training rows than anywhere else, which the energy would then unlearn.
+    """
+    steps, n = config.warm_start_steps, n_rows(data)
+    aside = held_out is None and isinstance(generator, FlowGenerator) and n >= 1000
+    if aside:
+        held_out = pick(data, torch.arange(0, n, 10 * math.ceil(n / 10_000)))
     groups = [{"params": trainable}]
+    if isinstance(generator, FlowGenerator):
+        groups = _with_decay(generator, decay)
     player = _player("warm start", groups, config.warm_start_lr, steps, config.clip)
     best, best_state = -math.inf, None
     for step in range(steps):
-        log_q = generator.log_prob(pick(data, torch.randint(n_rows(data), (config.batch,))))
+        at = torch.randint(n, (config.batch,))
+        if aside:
+            at = torch.where(at % 10 == 0, (at + 1) % n, at)
+        log_q = generator.log_prob(pick(data, at))
         player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
         if held_out is not None and (step + 1) % max(steps // 10, 1) == 0:
             with torch.no_grad():

@@ -99,6 +99,22 @@ def weighted_forward_kl(log_q: Rows, log_weights: Rows) -> Scalar:
     return -(torch.softmax(log_weights.detach(), 0) * log_q).sum()
 
 
+def generalised_forward_kl(log_q: Rows, log_weights: Rows, log_q_drawn: Rows) -> Scalar:
+    """-mean w log q + mean q / m: KL(p_theta || q) + int q, for rows drawn from a density m.
+
+    The second term is 1 whatever q is, so the minimum is that of maximum likelihood; but at every
+    single row the gradient is (q / m - w) grad log q, nothing where q = p_theta: no noise is left
+    there, which maximum likelihood on resampled rows keeps.
+
+    Args:
+        log_q: of rows drawn from m, an earlier q.
+        log_weights: log p_theta / m of these rows, normalised to mean 1 of w.
+        log_q_drawn: log m. A row that q has since made e^5 times likelier counts as constant.
+    """
+    weights = log_weights.detach().exp()
+    return ((log_q - log_q_drawn).clamp_max(5.0).exp() - weights * log_q).mean()
+
+
 def score_function(log_q: Rows, log_weights: Rows) -> Scalar:
     """A surrogate whose gradient is reverse_kl's, from draws that carry no gradient.
 

@@ -129,7 +129,7 @@ def fit(
             "  Wrap the program: fit(EnergyModel(program), data)."
         )
     if config is None:
-        config = FitConfig()
+        config = FitConfig() if data is not None else FitConfig.given()
         if model.layout is not None:
             config = FitConfig.trajectories(
                 model.layout.horizon, opaque=model.layout.dynamics.opaque
@@ -192,7 +192,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                     status = Status.CONVERGED
                     break
             if r < config.rounds - 1:
-                info["generator_loss"] = generator_steps(game, pool, rows, log_weights, steps, r)
+                info["generator_loss"] = generator_steps(game, memory, rows, log_weights, steps, r)
         else:
             status = _verdict(best.info, config)
     except (FloatingPointError, torch.linalg.LinAlgError) as error:

@@ -136,7 +136,7 @@ def test_a_fit_prints_as_sentences():
 
 def test_j_follows_the_diagnosis():
     lagging, _, _ = gaussian_fit(short(rounds=4, ess_target=1.1, generator_steps=3))
-    assert [info["generator_steps"] for info in lagging.history] == [6, 12, 20, 20]
+    assert [info["generator_steps"] for info in lagging.history] == [6, 12, 24, 40]
     resting, _, _ = gaussian_fit(short(rounds=5, ess_target=0.0, generator_steps=8))
     healthy = [info["generator_steps"] for info in resting.history if info["pareto_k"] < 0.6]
     assert healthy[-1] <= 2

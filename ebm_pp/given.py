@@ -1,0 +1,91 @@
+"""A given density: no data, nothing to learn in the energy, only a generator to fit to it.
+
+Draws of q stand for p~ by their weights w = p~ / q. Where these are too uneven the target is
+annealed: w^beta, with beta the largest power that keeps enough of them. A run starts wide and
+with heavy tails, since a given density shows only what the draws reach.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ebm_pp import losses
+from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.generator import FlowGenerator, Generator
+from ebm_pp.partition import ess_fraction
+from ebm_pp.pool import Pool, pick, stack
+
+WIDE = 3.0  # scale of the start where the base measure is improper and says none
+AFFINE, BINS = 6, 16  # layers and, beyond the plane, bins: a funnel's one site scales all others
+
+
+def default_flow(model: EnergyModel, n: int) -> FlowGenerator:
+    """The flow that `fit` makes: at the scale of the base measure, of `n` of its draws."""
+    base = model.sample_base(n) if model.proper else None
+    bins = None if model.dim <= 2 else BINS
+    scale = WIDE if base is None else 1.0
+    return FlowGenerator(model, base, scale=scale, base="student_t", affine=AFFINE, bins=bins)
+
+
+def annealed(memory: list[tuple[Pool, Tensor]], ess: float) -> tuple[Sites, Tensor, float]:
+    """The rows that stand for p~, with log weights log w^beta.
+
+    Args:
+        memory: past pools with their log p~, the newest last.
+        ess: ESS fraction that the newest pool's weights shall keep.
+
+    Returns:
+        (rows, log weights, beta): the newest pool's, or at beta = 1 those of all pools.
+
+    Raises:
+        FloatingPointError: no draw of the newest pool has any mass.
+    """
+    pool, log_density = memory[-1]
+    newest = log_density - pool.log_q
+    massless = newest == -math.inf
+    if massless.all():
+        raise FloatingPointError("no draw of the pool has any mass: start wider")
+    beta = _power(newest[~massless], ess)
+    if beta < 1:
+        return pool.x, torch.where(massless, newest, beta * newest), beta
+    rows = stack(*[old.x for old, _ in memory])
+    return rows, torch.cat([log_p - old.log_q for old, log_p in memory]), 1.0
+
+
+def step_losses(
+    generator: Generator,
+    memory: list[tuple[Pool, Tensor]],
+    rows: Sites,
+    log_weights: Float[Tensor, " n"],
+    sizes: list[int],
+) -> Iterator[Float[Tensor, ""]]:
+    """The loss of each step, on so many of the rows, every row once before any comes again.
+
+    Args:
+        generator: q; to be moved between one loss and the next.
+        memory: the pools that the rows are from (of `annealed`, like the next two).
+        rows: draws of the pools' mixtures m.
+        log_weights: log p~ / m, up to a constant.
+        sizes: rows of each step.
+    """
+    n = len(log_weights)
+    log_q_drawn = torch.cat([pool.log_q for pool, _ in memory])[-n:]
+    log_weights = log_weights - (log_weights.logsumexp(0) - math.log(n))
+    order = torch.cat([torch.randperm(n) for _ in range(sum(sizes) // n + 1)])
+    for at in order[: sum(sizes)].split(sizes):
+        log_q = generator.log_prob(pick(rows, at))
+        yield losses.generalised_forward_kl(log_q, log_weights[at], log_q_drawn[at])
+
+
+def _power(log_weights: Float[Tensor, " n"], ess: float) -> float:
+    """The largest beta in [0, 1] at which w^beta has at least this ESS fraction, by bisection."""
+    low, high = 0.0, 1.0
+    if ess_fraction(log_weights) >= ess:
+        return 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ess_fraction(middle * log_weights) >= ess else (low, middle)
+    return low
