@@ -96,9 +96,10 @@ class Clock:
 
 def ten_generator_steps(*args: Any) -> float:
     """Of `fit`'s arguments: J = 10 in every round, also where `fit` would take more or none."""
-    the_game, pool, *_, round_ = args
+    the_game, memory, *_, round_ = args
+    pool, _ = memory[-1]
     weights = torch.zeros_like(pool.log_q)
-    return game.generator_steps(the_game, pool, pool.x, weights, 10, round_)
+    return game.generator_steps(the_game, memory, pool.x, weights, 10, round_)
 
 
 def measure(path: Path, setting: Setting) -> dict[str, float]:
