@@ -61,7 +61,7 @@ class FitConfig:
         energy_lr: learning rate of Adam for the energy, cosine-decayed to 0 over the run.
         energy_decay: lambda of the penalty lambda/2 |W|^2 (nats a datum) on the weight matrices of
             linear and convolution layers, a normal prior; other parameters have none. None is
-            2e-4 per dimension: more dimensions leave more room to overfit.
+            2e-4 (d - 1): more dimensions leave more room to overfit. Also of the flow, with data.
         generator_lr: learning rate of Adam for the generator, decayed likewise.
         offset: "newton" solves the offset b exactly as it goes; "gradient" learns it like [F16].
         offset_lr: learning rate of b under "gradient".

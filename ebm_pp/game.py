@@ -31,7 +31,7 @@ from ebm_pp.stored import Data
 # Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
 BETA2 = 0.98
-DECAY = 2e-4  # per dimension: lambda of the normal prior on the matrices of energy and flow
+DECAY = 2e-4  # times d - 1: lambda of the normal prior on the matrices of energy and flow
 OFFSET_DAMPING = 0.3  # of a Newton step on one minibatch: averages over its neighbours
 
 
@@ -222,7 +222,7 @@ def start(
     config = resolve(config, model, generator)
     _check_generator(model, generator, config, data is not None)
     offset = torch.zeros((), dtype=model.dtype, device=model.device)
-    decay = DECAY * model.dim if config.energy_decay is None else config.energy_decay
+    decay = DECAY * (model.dim - 1) if config.energy_decay is None else config.energy_decay
     energy = None
     if data is not None:
         groups = _with_decay(model, decay)
