@@ -67,7 +67,7 @@ def test_latent_space_of_a_student_t():
 
 def test_student_t_has_its_tail():
     flow = FlowGenerator(model_of("line"), base="student_t")
-    df = 1 + math.log1p(math.exp(3.0))
+    df = 2.0
     x = torch.tensor([0.3, 30.0, -300.0], dtype=F64)
     expected = torch.distributions.StudentT(df).log_prob(x)  # splines do nothing out there
     torch.testing.assert_close(flow.log_prob({"x": x}), expected)
