@@ -21,12 +21,16 @@ from ebm_pp import EnergyModel, FitConfig, FlowGenerator, fit, training
 from ebm_pp.density import Sites
 from ebm_pp.game import Game
 from ebm_pp.generator import Generator
+from ebm_pp.sampling import seeded
 from experiments.benchmark.measure import Look
 from experiments.benchmark.problems import LogDensity, Problem, Rows
 from models.network import Network
 
 Found = dict[str, Any]
 Recipe = Callable[[Problem, int, Look], Found]
+
+
+CHECK_EVERY = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -109,20 +113,28 @@ def with_fit(
     return found | {"status": result.status.name.lower(), "rounds": len(result.history)}
 
 
+def held_back(problem: Problem) -> tuple[Rows, Rows]:
+    """Rows to train on and rows to stop by: the problem's own, or a tenth of the training rows."""
+    if problem.validation is not None:
+        return problem.train, problem.validation
+    train, validation = problem.train.tensor_split((len(problem.train) * 9 // 10,))
+    return train, validation
+
+
 def descend(
     loss: Callable[[Rows], Tensor],
     parameters: list[nn.Parameter],
     look: Look,
     show: Callable[[], None],
     *,
+    rows: Rows,
+    validation: Rows | None,
+    kept: nn.Module,
     lr: float,
     batch: int,
-    cosine: bool,
+    cosine: bool = True,
     clip: float = math.inf,
     after: Callable[[], None] | None = None,
-    rows: Rows | None = None,
-    validation: Rows | None = None,
-    kept: nn.Module | None = None,
 ) -> Found:
     """Adam on minibatches until the budget of CPU seconds is spent.
 
@@ -131,22 +143,22 @@ def descend(
         parameters: to be trained.
         look: holds the budget and the clock.
         show: makes a look.
+        rows: to train on.
+        validation: rows whose loss, every 50 steps and with the same noise every time, decides
+            which parameters `kept` ends with; None for the last ones.
+        kept: what is evaluated in the end.
         lr: learning rate.
         batch: rows a step.
         cosine: whether the rate falls to 0, as a cosine of the share of the budget spent.
         clip: largest norm of the gradient.
         after: called after each step, e.g. to average parameters.
-        rows: data; the problem's training rows if None.
-        validation: if given, `kept` ends with the parameters it had when the loss of these rows,
-            looked at every 20 steps, was smallest.
-        kept: what is evaluated in the end.
 
     Returns:
-        `status` and number of `steps`.
+        `status`, number of `steps`, and the step that was kept, `best_step`.
     """
-    rows = look.problem.train if rows is None else rows
     optimiser = torch.optim.Adam(parameters, lr=lr, fused=True)
-    steps, best, state = 0, math.inf, None
+    steps, best, best_step, state = 0, math.inf, 0, None
+    status = "time spent"
     while (spent := look.seconds / look.budget) < 1:
         if cosine:
             for group in optimiser.param_groups:
@@ -154,22 +166,23 @@ def descend(
         value = loss(rows[torch.randint(len(rows), (batch,))])
         optimiser.zero_grad()
         value.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if not norm.isfinite():
-            return {"status": "diverged", "steps": steps}
+        if not nn.utils.clip_grad_norm_(parameters, clip).isfinite():
+            status = "diverged"
+            break
         optimiser.step()
         steps += 1
         if after is not None:
             after()
-        if validation is not None and kept is not None and steps % 20 == 0:
-            score = loss(validation).item()
+        if validation is not None and steps % CHECK_EVERY == 0:
+            with seeded(0):
+                score = loss(validation).item()
             if score < best:
-                best, state = score, copy.deepcopy(kept.state_dict())
+                best, best_step, state = score, steps, copy.deepcopy(kept.state_dict())
         if look.due():
             show()
-    if kept is not None and state is not None:
+    if state is not None:
         kept.load_state_dict(state)
-    return {"status": "time spent", "steps": steps}
+    return {"status": status, "steps": steps, "best_step": best_step if state else steps}
 
 
 def flow_alone(problem: Problem, seed: int, look: Look) -> Found:
@@ -177,6 +190,7 @@ def flow_alone(problem: Problem, seed: int, look: Look) -> Found:
     torch.manual_seed(seed)
     flow = FlowGenerator(EnergyModel(Network(problem.train)), {"x": problem.train})
     usual = FitConfig()
+    train, validation = held_back(problem)
 
     def log_prob(x: Rows) -> Tensor:
         return flow.log_prob({"x": x})
@@ -186,12 +200,12 @@ def flow_alone(problem: Problem, seed: int, look: Look) -> Found:
         list(flow.parameters()),
         look,
         lambda: look(log_prob, normalised=True),
-        lr=usual.warm_start_lr,
-        batch=min(usual.batch, len(problem.train) // 2),
-        cosine=True,
-        clip=usual.clip,
-        validation=problem.validation,
+        rows=train,
+        validation=validation,
         kept=flow,
+        lr=usual.warm_start_lr,
+        batch=min(usual.batch, len(train) // 2),
+        clip=usual.clip,
     )
     return look(log_prob, flow, normalised=True, last=True) | ending
 
