@@ -257,6 +257,35 @@ def weighted_forward_kl_is_forward_kl(losses, d):
     assert torch.autograd.grad(loss, theta, allow_unused=True) == (None,)  # weights: constants
 
 
+def generalised_forward_kl_is_forward_kl(losses, d):
+    phi, m = start_phi(d), start_phi(d).detach() + 0.2  # rows from a wider generator, moved
+    x, cell = grid(d)
+    log_m, log_p = log_q(x, m), log_density(x, THETA)
+    log_w = log_p - log_m - torch.log(integral(log_p, d))
+    theta = log_w.clone().requires_grad_()
+    parts = (theta, log_m, log_q(x, phi))
+    loss = mean_of(
+        lambda log_w, log_m, log_q: losses.generalised_forward_kl(log_q, log_w, log_m),
+        parts,
+        log_m.exp() * cell,
+    )
+    p_theta = torch.softmax(log_p, 0)
+    close(loss, 1 - p_theta @ log_q(x, phi))
+    close(grad(loss, phi), grad(-p_theta @ log_q(x, phi), phi))
+    assert torch.autograd.grad(loss, theta, allow_unused=True) == (None,)  # weights: constants
+
+
+def generalised_forward_kl_is_silent_at_the_optimum(losses, d):
+    phi = start_phi(d)
+    rows, _ = hermite(d)
+    scored = log_q(rows, phi)
+    # q is p_theta: not only on average, but at every single row.
+    log_m = scored.detach() + 0.3 * torch.sin(rows.sum(-1))
+    loss = losses.generalised_forward_kl(scored, scored.detach() - log_m, log_m)
+    (slopes,) = torch.autograd.grad(loss, scored)
+    close(slopes, torch.zeros_like(slopes), 1e-12)
+
+
 def score_function_gradient_is_reverse_kl(losses, d):
     phi = start_phi(d)
     eps, weights = hermite(d)
@@ -332,6 +361,8 @@ CHECKS = [
     importance_is_maximum_likelihood,
     normalised_offset_is_log_z,
     weighted_forward_kl_is_forward_kl,
+    generalised_forward_kl_is_forward_kl,
+    generalised_forward_kl_is_silent_at_the_optimum,
     score_function_gradient_is_reverse_kl,
     jensen_is_minus_the_discriminator,
     jensen_at_the_best_energy_is_jensen_shannon,
