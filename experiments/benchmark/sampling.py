@@ -340,12 +340,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="one seed, few rounds and draws")
     parser.add_argument("--densities", nargs="+", help="only these")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these")
     options = parser.parse_args()
     os.environ.setdefault("XLA_FLAGS", ONE_CORE)
     mpl.use("agg")
     torch.set_num_threads(1)
     settings = SHORT if options.short else Settings()
-    settings = replace(settings, densities=tuple(options.densities or settings.densities))
+    settings = replace(
+        settings,
+        densities=tuple(options.densities or settings.densities),
+        seeds=tuple(options.seeds or settings.seeds),
+    )
     rows = [
         row for name in settings.densities for seed in settings.seeds
         for row in run(name, seed, settings)
