@@ -18,6 +18,7 @@ from experiments.benchmark.measure import (
 )
 from experiments.benchmark.peers import TotalEnergy
 from experiments.benchmark.problems import PROBLEMS, Problem, nearest
+from experiments.benchmark.recipes import descend, held_back
 from experiments.benchmark.tables import middle, seconds_to, spread
 from models.network import Network
 
@@ -175,3 +176,42 @@ def test_summaries():
     curve = [{"cpu": 1.0, "kl": 0.5}, {"cpu": 2.0, "kl": 0.1}, {"cpu": 3.0, "kl": 0.2}]
     assert seconds_to(curve, 0.1) == 2.0
     assert seconds_to(curve, 0.01) == math.inf
+
+
+def test_descend_keeps_the_parameters_of_the_best_loss_on_rows_held_back():
+    # The training rows have mean 1, the validation rows 0.5: going on to 1 is overfitting.
+    rows, validation = torch.ones(64, 1), torch.full((64, 1), 0.5)
+    problem = Problem("shift", rows, rows, lambda x: torch.zeros(len(x)))
+    place = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(place.weight)
+
+    def run(validation):
+        torch.nn.init.zeros_(place.weight)
+        ending = descend(
+            lambda x: (x - place.weight).square().mean(),
+            list(place.parameters()),
+            Look(problem, 0, budget=0.5, curve=False),
+            lambda: None,
+            rows=rows,
+            validation=validation,
+            kept=place,
+            lr=3e-3,
+            batch=8,
+            cosine=False,
+        )
+        return place.weight.item(), ending
+
+    kept, ending = run(validation)
+    assert kept == pytest.approx(0.5, abs=0.15)
+    assert ending["best_step"] < ending["steps"]
+    last, _ = run(None)
+    assert last > kept
+
+
+def test_rows_held_back_are_not_trained_on():
+    problem = gaussian_problem(2, n=100)
+    train, validation = held_back(problem)
+    assert (len(train), len(validation)) == (90, 10)
+    torch.testing.assert_close(torch.cat([train, validation]), problem.train)
+    given = problem._replace(validation=problem.test)
+    assert held_back(given)[0] is problem.train

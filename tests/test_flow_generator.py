@@ -13,7 +13,7 @@ from torch.func import jacrev, vmap
 
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import GeneratorError
-from ebm_pp.generator import FlowGenerator, tilt
+from ebm_pp.generator import FlowGenerator, _moved, tilt
 
 F64 = torch.float64
 
@@ -262,6 +262,22 @@ def test_tilt_by_the_base_measure_itself_changes_nothing():
     tilted = EnergyModel(tilt(plane, flow)).double()
     x = model.sample_base(32)
     torch.testing.assert_close(tilted.energy(x), torch.zeros(32, dtype=F64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("d", "affine", "splines"), [(5, 2, 4), (8, 2, 4), (20, 6, 4)])
+def test_of_any_two_coordinates_each_moves_given_the_other(d, affine, splines):
+    moved = torch.stack(_moved(d, affine, splines))
+    assert moved.shape == (affine + splines, d)
+    apart = (moved[:, :, None] & ~moved[:, None, :]).any(0)
+    assert (apart | torch.eye(d, dtype=torch.bool)).all()  # each is moved where the other is not
+
+
+@pytest.mark.parametrize("d", [2, 9, 10, 32, 64])
+@pytest.mark.parametrize(("affine", "splines"), [(0, 4), (2, 4), (1, 1), (2, 0), (6, 4), (3, 5)])
+def test_every_layer_moves_some_coordinates_given_others(d, affine, splines):
+    moved = torch.stack(_moved(d, affine, splines))
+    assert moved.any(1).all()
+    assert not moved.all(1).any()
 
 
 # Validation ------------------------------------------------------------------------------------

@@ -25,9 +25,11 @@ share, of weighted draws of the generator; of Many-Well 16 and 32 over the sides
 `lowest on the way`: of the curve, as if one had known from the test rows when to stop. `to KL`:
 CPU seconds until the curve first goes below the level, on the run's own schedule: a shorter run
 would get there sooner. CPU seconds are of training alone. The peers' seconds are those of `ebm_pp`
-on the same data and seed; they stop by the clock. All energies are the same network on the same
-base with the same initial parameters; peers see standardised rows, without Pyro. Settings of
-peers: `experiments/benchmark/peers.py`.
+on the same data and seed; they stop by the clock. Flows and peers (except CD, whose loss says
+nothing) hold a tenth of the training rows back and keep the parameters of the best loss on them,
+since most overfit in the time given; the curves show the parameters as they were on the way. All
+energies are the same network on the same base with the same initial parameters; peers see
+standardised rows, without Pyro. Settings of peers: `experiments/benchmark/peers.py`.
 """
 
 
