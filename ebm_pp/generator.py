@@ -240,7 +240,8 @@ def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
 def _codes(layers: int, index: Int[Tensor, " d"]) -> Bool[Tensor, "layers d"]:
     """Codes with layers // 2 ones, by coordinate; those of neighbours are complements."""
     ones = list(combinations(range(layers), layers // 2))
-    codes = torch.tensor([[layer in code for layer in range(layers)] for code in ones])
+    rows = [[layer in code for layer in range(layers)] for code in ones]
+    codes = torch.tensor(rows, dtype=torch.bool)
     paired = [at for k in range(len(ones)) for at in (k, len(ones) - 1 - k)][: len(ones)]
     return codes[paired][index % len(ones)].T
 
