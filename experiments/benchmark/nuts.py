@@ -251,6 +251,8 @@ def _operations() -> dict[object, Callable[..., Any]]:
         ATEN.mm.default: lambda a, b: a @ b,
         ATEN.addmm.default: lambda c, a, b: c + a @ b,
         ATEN.t.default: lambda a: a.T,
+        ATEN.permute.default: jnp.transpose,
+        ATEN.transpose.int: jnp.swapaxes,
         ATEN.cat.default: lambda parts, dim=0: jnp.concatenate(parts, dim),
         ATEN.sum.dim_IntList: lambda a, dim, keepdim=False: a.sum(axes(dim), keepdims=keepdim),
         ATEN.logsumexp.default: lambda a, dim, keepdim=False: logsumexp(
