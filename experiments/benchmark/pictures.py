@@ -6,16 +6,30 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from experiments.benchmark.problems import Rows
 from experiments.table import RESULTS
 from models.digits import to_pixels
 
 FLOOR = 1e-3  # nats: smaller KLs are within their errors
-COLOURS = (
-    "#000000", "#777777", "#444444", "#d62728", "#ff9896", "#e377c2", "#1f77b4", "#17becf",
-    "#2ca02c", "#bcbd22", "#8c564b", "#c49c94", "#ff7f0e", "#9467bd",
-)  # fmt: skip
+COLOURS = {
+    "ebm_pp": "#000000",
+    "ebm_pp fast": "#777777",
+    "ebm_pp thorough": "#444444",
+    "finn2016": "#d62728",
+    "NCE, static noise": "#ff9896",
+    "NCE, frozen flow": "#e377c2",
+    "flow alone": "#1f77b4",
+    "ebmkit NCE": "#17becf",
+    "ebmkit NCE, plain network": "#9edae5",
+    "ebmkit energy discrepancy": "#2ca02c",
+    "torchebm CD": "#8c564b",
+    "torchebm PCD": "#c49c94",
+    "torchebm sliced score matching": "#ff7f0e",
+    "torchebm denoising score matching": "#9467bd",
+    "zuko flow alone": "#aec7e8",
+}
 
 
 def curves(
@@ -35,11 +49,15 @@ def curves(
         layout="constrained",
     )  # fmt: skip
     for name, ax in zip(shown, axes.flat, strict=False):
-        for recipe, colour in zip(recipes, COLOURS, strict=False):
-            _draw(ax, _curves(rows, name, recipe), recipe, colour)
+        for recipe in recipes:
+            _draw(ax, _curves(rows, name, recipe), recipe, COLOURS.get(recipe, "#bcbd22"))
         ax.set_title(name.replace("_", " "))
         ax.set_xscale("log")
         ax.set_yscale("linear" if name == "digits" else "log")
+        for axis in (ax.xaxis,) if name == "digits" else (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
         ax.set_xlabel("CPU seconds of training")
         unknown = name == "digits"
         ax.set_ylabel("-log-likelihood / nats" if unknown else "KL(truth || model) / nats")
@@ -75,18 +93,27 @@ def _curves(rows: Sequence[dict[str, Any]], name: str, recipe: str) -> list[np.n
 
 
 def _draw(ax: Any, seeds: list[np.ndarray], recipe: str, colour: str) -> None:
+    """Median and range of the looks on the way; a dot, joined by dots, for what was returned."""
     if not seeds:
         return
-    log_times = [np.log(curve[:, 0]) for curve in seeds]
+    ends = np.array([curve[-1] for curve in seeds])
+    ends[:, 1] = np.maximum(ends[:, 1], FLOOR)
+    bold = recipe.startswith("ebm_pp")
+    line = {"color": colour, "linewidth": 2.5 if bold else 1.3, "zorder": 3 if bold else 2}
+    end = np.median(ends, 0)
+    spread = np.abs(np.array([[ends[:, 1].min()], [ends[:, 1].max()]]) - end[1])
+    ax.errorbar(*end, yerr=spread, fmt="o", color=colour, markersize=4, elinewidth=1, zorder=3)
+    log_times = [np.log(curve[:-1, 0]) for curve in seeds]
     first, last = max(t[0] for t in log_times), min(t[-1] for t in log_times)
     grid = np.linspace(first, max(last, first), 60)
-    values = [np.interp(grid, t, curve[:, 1]) for t, curve in zip(log_times, seeds, strict=True)]
-    values = np.maximum(values, FLOOR) if np.min(values) > -1 else np.array(values)
-    bold = recipe.startswith("ebm_pp")
-    ax.plot(np.exp(grid), np.median(values, 0), color=colour, label=recipe,
-            linewidth=2.5 if bold else 1.3, zorder=3 if bold else 2)  # fmt: skip
-    ax.plot(np.exp(grid[-1]), np.median(values[:, -1]), "o", color=colour, markersize=4)
-    ax.fill_between(np.exp(grid), values.min(0), values.max(0), color=colour, alpha=0.12, lw=0)
+    values = np.maximum(
+        [np.interp(grid, t, curve[:-1, 1]) for t, curve in zip(log_times, seeds, strict=True)],
+        FLOOR,
+    )
+    middle, times = np.median(values, 0), np.exp(grid)
+    ax.plot(times, middle, label=recipe, **line)
+    ax.plot([times[-1], end[0]], [middle[-1], end[1]], **line | {"linestyle": ":"})
+    ax.fill_between(times, values.min(0), values.max(0), color=colour, alpha=0.12, lw=0)
 
 
 def digits(data: Rows, draws: Rows, side: int = 8) -> None:
