@@ -187,8 +187,8 @@ def torchebm_cd(
 ) -> tuple[Loss, list[nn.Parameter]]:
     """Contrastive divergence, by Langevin steps of the given size.
 
-    Documented: steps of .1 and Adam at 1e-3, which leap out of anything as thin as the moons (KL
-    36 to 110); so do steps of .01, later. Chosen of eight settings on two moons and Many-Well 8
+    Documented: steps of .1 and Adam at 1e-3, which leap out of anything as thin as the moons (PCD:
+    KL 36); so do steps of .01, later. Chosen of eight settings on two moons and Many-Well 8
     (seed 1), gradients clipped at 1: for CD steps of .003 (KL .03 and 3.6), for PCD steps of .01
     and a rate of 3e-4 (.21 and 3.2).
     """
