@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ebm_pp.circle import wrap
 from ebm_pp.spline import rational_quadratic
 
-LOG_SCALE_BOUND = 2.5  # S: one affine layer scales by at most e^2.5, about 12
+LOG_SCALE_BOUND = 2.5  # S, unless told otherwise: an affine layer scales by at most e^2.5, 12
 
 
 class Coupling(nn.Module):
@@ -40,6 +40,7 @@ class Coupling(nn.Module):
         bins: K pieces of a spline; 0 makes the layer affine.
         hidden: widths of the conditioner's hidden layers.
         bound: B of the splines on the line (on the circle it is pi).
+        log_scale: S of an affine layer.
     """
 
     moved: Tensor
@@ -53,9 +54,10 @@ class Coupling(nn.Module):
         bins: int = 0,
         hidden: tuple[int, ...] = (64, 64),
         bound: float = 5.0,
+        log_scale: float = LOG_SCALE_BOUND,
     ) -> None:
         super().__init__()
-        self.bins, self.bound = bins, bound
+        self.bins, self.bound, self.log_scale = bins, bound, log_scale
         self.n_line = int((moved & ~circular).sum())
         self.n_circle = int((moved & circular).sum())
         groups = [moved & ~circular, moved & circular, ~moved & ~circular, ~moved & circular]
@@ -118,7 +120,7 @@ class Coupling(nn.Module):
         if self.bins:
             return rational_quadratic(x, raw, self.bound, inverse=inverse)
         shift, raw_scale = raw.unbind(1)
-        s = LOG_SCALE_BOUND * torch.tanh(raw_scale / LOG_SCALE_BOUND)
+        s = self.log_scale * torch.tanh(raw_scale / self.log_scale)
         if inverse:
             return (x - shift) * torch.exp(-s), -s
         return torch.addcmul(shift, x, s.exp()), s

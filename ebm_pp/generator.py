@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, StudentT
 
 from ebm_pp.circle import wrap
-from ebm_pp.coupling import Coupling
+from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.moments import coordinate_names
@@ -73,6 +73,8 @@ class FlowGenerator(nn.Module):
             beyond it, unless given.
         bound: half-width of the splines' box, in standard deviations; beyond it they are the
             identity.
+        log_scale: largest logarithm by which an affine layer scales. More reaches farther into
+            a funnel; less keeps the inverse finite where the data are few.
 
     Raises:
         GeneratorError: unknown base; a coordinate of `start` without spread; a trajectory.
@@ -95,6 +97,7 @@ class FlowGenerator(nn.Module):
         bins: int | None = None,
         hidden: tuple[int, ...] | None = None,
         bound: float = 5.0,
+        log_scale: float = LOG_SCALE_BOUND,
     ) -> None:
         super().__init__()
         plane = model.dim <= 2
@@ -110,7 +113,7 @@ class FlowGenerator(nn.Module):
             )
         self.settings: dict[str, Any] = {
             "base": base, "affine": affine, "splines": splines, "bins": bins,
-            "hidden": hidden, "bound": bound,
+            "hidden": hidden, "bound": bound, "log_scale": log_scale,
         }  # fmt: skip
         self.constrain, self.unconstrain = model.constrain, model.unconstrain
         reference = torch.empty((), dtype=model.dtype, device=model.device)
@@ -127,6 +130,7 @@ class FlowGenerator(nn.Module):
                 bins=k,
                 hidden=hidden,
                 bound=bound,
+                log_scale=log_scale,
             )
             for moved, k in zip(_moved(model.dim, affine, splines), kinds, strict=True)
         )
@@ -238,12 +242,21 @@ def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
 
 
 def _codes(layers: int, index: Int[Tensor, " d"]) -> Bool[Tensor, "layers d"]:
-    """Codes with layers // 2 ones, by coordinate; those of neighbours are complements."""
+    """Codes with layers // 2 ones, by coordinate; those of neighbours are complements.
+
+    Codes that differ in half of their places or more come first, so that either of two
+    coordinates is moved a quarter of the times where the other is not (Hamming's code, at eight).
+    """
     ones = list(combinations(range(layers), layers // 2))
     rows = [[layer in code for layer in range(layers)] for code in ones]
     codes = torch.tensor(rows, dtype=torch.bool)
     paired = [at for k in range(len(ones)) for at in (k, len(ones) - 1 - k)][: len(ones)]
-    return codes[paired][index % len(ones)].T
+    first: list[int] = []
+    for at in paired:
+        if all((codes[at] != codes[other]).sum() >= layers / 2 for other in first):
+            first.append(at)
+    order = first + [at for at in paired if at not in first]
+    return codes[order][index % len(ones)].T
 
 
 class Tilt(nn.Module):

@@ -19,7 +19,8 @@ from ebm_pp.partition import ess_fraction
 from ebm_pp.pool import Pool, pick, stack
 
 WIDE = 3.0  # scale of the start where the base measure is improper and says none
-AFFINE, BINS = 6, 16  # layers and, beyond the plane, bins: a funnel's one site scales all others
+AFFINE, LOG_SCALE = 8, 5.0  # layers and what each may scale: a funnel's neck is e^-5 narrow
+BINS = 16  # beyond the plane
 
 
 def default_flow(model: EnergyModel, n: int) -> FlowGenerator:
@@ -27,7 +28,9 @@ def default_flow(model: EnergyModel, n: int) -> FlowGenerator:
     base = model.sample_base(n) if model.proper else None
     bins = None if model.dim <= 2 else BINS
     scale = WIDE if base is None else 1.0
-    return FlowGenerator(model, base, scale=scale, base="student_t", affine=AFFINE, bins=bins)
+    return FlowGenerator(
+        model, base, scale=scale, base="student_t", affine=AFFINE, bins=bins, log_scale=LOG_SCALE
+    )
 
 
 def annealed(memory: list[tuple[Pool, Tensor]], ess: float) -> tuple[Sites, Tensor, float]:

@@ -13,7 +13,7 @@ from torch.func import jacrev, vmap
 
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import GeneratorError
-from ebm_pp.generator import FlowGenerator, _moved, tilt
+from ebm_pp.generator import FlowGenerator, _codes, _moved, tilt
 
 F64 = torch.float64
 
@@ -278,6 +278,21 @@ def test_every_layer_moves_some_coordinates_given_others(d, affine, splines):
     moved = torch.stack(_moved(d, affine, splines))
     assert moved.any(1).all()
     assert not moved.all(1).any()
+
+
+def test_codes_of_eight_layers_are_far_apart():
+    codes = _codes(8, torch.arange(14)).T
+    apart = (codes[:, None] & ~codes[None]).sum(-1) + 2 * torch.eye(14, dtype=torch.long)
+    assert (apart >= 2).all()
+
+
+def test_log_scale_bounds_every_affine_layer():
+    flow = FlowGenerator(model_of("plane"), affine=1, splines=0, log_scale=4.0)
+    with torch.no_grad():
+        flow.layers[0].conditioner[-1].bias.fill_(1e3)
+    _, log_det = flow.layers[0](torch.zeros(1, 2, dtype=F64))
+    assert log_det.item() == pytest.approx(4.0)
+    assert flow.settings["log_scale"] == 4.0
 
 
 # Validation ------------------------------------------------------------------------------------
