@@ -31,7 +31,9 @@ from ebm_pp.stored import Data
 # Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
 BETA2 = 0.98
-DECAY = 2e-4  # times d - 1: lambda of the normal prior on the matrices of energy and flow
+# A prior of lambda/2 |W|^2 nats a datum on the matrices of energy and flow, lambda n =
+# 1.64 (d - 1): one prior, whatever the rows; more dimensions leave more room to overfit.
+PRIOR = 1.64
 OFFSET_DAMPING = 0.3  # of a Newton step on one minibatch: averages over its neighbours
 
 
@@ -222,9 +224,10 @@ def start(
     config = resolve(config, model, generator)
     _check_generator(model, generator, config, data is not None)
     offset = torch.zeros((), dtype=model.dtype, device=model.device)
-    decay = DECAY * (model.dim - 1) if config.energy_decay is None else config.energy_decay
-    energy = None
+    energy, decay = None, config.energy_decay or 0.0
     if data is not None:
+        if config.energy_decay is None:
+            decay = PRIOR * (model.dim - 1) / n_rows(data)
         groups = _with_decay(model, decay)
         if config.offset == "gradient":
             offset.requires_grad_(True)

@@ -38,7 +38,11 @@ class TotalEnergy(nn.Module):
     def forward(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """E(z), in nats."""
         x = self.loc + self.scale * z
-        u = (x - self.program.base_mean) / self.program.base_scale
+        u, scale = x - self.program.base_mean, self.program.base_scale
+        if scale.dim() == 1:
+            u = u / scale
+        else:
+            u = torch.linalg.solve_triangular(scale, u.T, upper=False).T
         return self.program.net(x) + 0.5 * u.square().sum(-1)
 
     def standardise(self, x: Rows) -> Rows:
@@ -96,7 +100,7 @@ def train_energy(
         look: see `Look`.
     """
     torch.manual_seed(seed)
-    network = Network(problem.train, **PLAIN) if settings.plain else Network(problem.train)
+    network = problem.program(**PLAIN if settings.plain else {})
     energy = TotalEnergy(network, problem.train)
     loss, own = make_loss(energy)
     averaged = copy.deepcopy(energy).requires_grad_(False)

@@ -3,9 +3,10 @@
 Training rows come from seed 100 + s, test rows from 200 + s, rows for measurements from 300 + s.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch.nn.functional import one_hot
 
 from ebm_pp.density import Sites
 from models import digits, many_well, mixture, planar
+from models.network import Network
 
 TRAIN, TEST = 8192, 10_000  # rows
 VALIDATION = 287  # of the digits' 1,437 training rows, one in five
@@ -29,6 +31,7 @@ class Problem(NamedTuple):
     train: rows to learn from, shape (n, d).
     test: rows to be scored.
     validation: rows to stop by, where data are so few that everything overfits; else None.
+    base: settings of the program's base measure.
     log_density: of the truth, normalised, in float64; None if unknown.
     draws: of the truth, from n and a seed; None if there are no more than the rows.
     shares: true probability of each mode, shape (m,); None if there are no separate modes.
@@ -43,6 +46,11 @@ class Problem(NamedTuple):
     shares: Float[Tensor, "m"] | None = None
     members: Callable[[Rows], Float[Tensor, "n m"]] | None = None
     validation: Rows | None = None
+    base: Mapping[str, Any] = MappingProxyType({})
+
+    def program(self, **settings: int | float) -> Network:
+        """The program, the same for every recipe, its parameters from torch's random stream."""
+        return Network(self.train, **self.base, **settings)
 
     @property
     def dim(self) -> int:
@@ -77,7 +85,8 @@ def images(seed: int) -> Problem:
     """The digits; what is reported of them is held-out log-likelihood, not KL."""
     rows, test = digits.load_digits(seed)
     train, validation = rows["x"].tensor_split((VALIDATION,))[::-1]
-    return Problem("digits", train, test["x"], validation=validation)
+    base = MappingProxyType({"spread": 1.0, "correlated": True})
+    return Problem("digits", train, test["x"], validation=validation, base=base)
 
 
 def nearest(centres: Float[Tensor, "m d"]) -> Modes:

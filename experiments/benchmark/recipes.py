@@ -1,7 +1,7 @@
 """What `ebm_pp` can do with a data set: its recipe, the paper's, and simpler ones beside them.
 
 A recipe is called as `recipe(problem, seed, look)`: it trains, calls `look` when one is due, and
-returns the last look with a `status`. Energies are those of the program `Network(problem.train)`,
+returns the last look with a `status`. Energies are those of `problem.program()`,
 initialised after `torch.manual_seed(seed)`.
 """
 
@@ -24,7 +24,6 @@ from ebm_pp.generator import Generator
 from ebm_pp.sampling import seeded
 from experiments.benchmark.measure import Look
 from experiments.benchmark.problems import LogDensity, Problem, Rows
-from models.network import Network
 
 Found = dict[str, Any]
 Recipe = Callable[[Problem, int, Look], Found]
@@ -95,7 +94,7 @@ def with_fit(
     generator: Generator | None = None
     if static:
         generator = GaussianNoise(MultivariateNormal(problem.train.mean(0), problem.train.T.cov()))
-    model = EnergyModel(Network(problem.train))
+    model = EnergyModel(problem.program())
     batch = min(config.batch, len(problem.train) // 2)
     config = replace(config, seed=seed, progress=False, batch=batch)
     with kept_game() as games:
@@ -188,7 +187,7 @@ def descend(
 def flow_alone(problem: Problem, seed: int, look: Look) -> Found:
     """The generator's flow by maximum likelihood, at the settings of its warm start."""
     torch.manual_seed(seed)
-    flow = FlowGenerator(EnergyModel(Network(problem.train)), {"x": problem.train})
+    flow = FlowGenerator(EnergyModel(problem.program()), {"x": problem.train})
     usual = FitConfig()
     train, validation = held_back(problem)
 
