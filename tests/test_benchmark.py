@@ -129,13 +129,16 @@ def test_own_sampling_shows_a_lost_mode_and_a_wrong_log_partition():
     assert 0.2 < (draws > 0).double().mean() < 0.8
 
 
-def test_total_energy_is_minus_the_programs_log_density_up_to_a_constant():
+@pytest.mark.parametrize("correlated", [False, True])
+def test_total_energy_is_minus_the_programs_log_density_up_to_a_constant(correlated):
     rows = torch.randn(200, 3) * torch.tensor([1.0, 5.0, 0.2]) + 4
-    program = Network(rows)
+    rows[:, 2] += rows[:, 1]
+    program = Network(rows, correlated=correlated)
     model, energy = EnergyModel(program), TotalEnergy(program, rows)
     with torch.no_grad():
         total = model.log_density({"x": rows}) + energy(energy.standardise(rows))
-    constant = -model.sites["x"].dim / 2 * math.log(2 * math.pi) - program.base_scale.log().sum()
+    scale = program.base_scale.diagonal() if correlated else program.base_scale
+    constant = -model.sites["x"].dim / 2 * math.log(2 * math.pi) - scale.log().sum()
     torch.testing.assert_close(total, constant.expand(200), rtol=1e-4, atol=1e-4)
 
 

@@ -26,6 +26,7 @@ from ebm_pp import (
 from ebm_pp.errors import CheckpointError
 from ebm_pp.game import _generator_loss, start
 from models import gaussian
+from models.network import Network
 
 SHORT = FitConfig(
     rounds=12, pool=2048, batch=256, energy_steps=20, warm_start_steps=60, energy_lr=2e-2,
@@ -337,6 +338,21 @@ def test_a_draw_that_is_no_number_ends_the_run_with_the_best_so_far():
     assert "round 2" in result.detail
     assert len(result.history) == 2
     assert result.model.program.weight.isfinite()
+
+
+@pytest.mark.parametrize("n", [1000, 2000])
+def test_the_default_prior_counts_once_whatever_the_rows(n):
+    rows = {"x": torch.randn(n, 3)}
+    model = EnergyModel(Network(rows["x"], width=8))
+    for decay, expected in ((None, 1.64 * 2 / n), (0.5, 0.5)):
+        game = start(model, rows, None, None, short(warm_start_steps=0, energy_decay=decay))
+        for player, module in ((game.energy, model), (game.proposal, game.generator)):
+            matrices, others = player.optimiser.param_groups
+            assert matrices["weight_decay"] == pytest.approx(expected)
+            assert others["weight_decay"] == 0
+            assert all(p.dim() == 2 for p in matrices["params"])
+            n_parameters = sum(len(g["params"]) for g in (matrices, others))
+            assert n_parameters == len(list(module.parameters()))
 
 
 def test_a_callbacks_own_error_passes_and_leaves_the_best_parameters():
