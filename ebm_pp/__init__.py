@@ -27,6 +27,7 @@ from ebm_pp.sampling import (
 from ebm_pp.training import Fit, Status, fit
 from ebm_pp.trajectory import trajectory
 from ebm_pp.trajectory_report import TrajectoryReport, shaped, trajectory_report
+from ebm_pp.uncertainty import Uncertainty, standard_errors
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "Space",
     "Status",
     "TrajectoryReport",
+    "Uncertainty",
     "diagnose",
     "fit",
     "from_gymnasium",
@@ -65,6 +67,7 @@ __all__ = [
     "resample",
     "save",
     "shaped",
+    "standard_errors",
     "tilt",
     "to_datatree",
     "trajectory",

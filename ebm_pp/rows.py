@@ -25,15 +25,32 @@ class Row(NamedTuple):
 
 def as_text(rows: tuple[Row, ...], verdict: str) -> str:
     """Aligned columns, and the verdict below them; columns that are empty everywhere left out."""
-    table = _cells(rows)
+    return _text(_cells(rows), verdict)
+
+
+def as_html(rows: tuple[Row, ...], verdict: str) -> str:
+    """The same as a table."""
+    return _html(_cells(rows), verdict)
+
+
+def columns_as_text(columns: dict[str, list[str]], verdict: str) -> str:
+    """Columns by their heads, aligned, and a verdict below them."""
+    return _text([tuple(columns), *zip(*columns.values(), strict=True)], verdict)
+
+
+def columns_as_html(columns: dict[str, list[str]], verdict: str) -> str:
+    """The same as a table."""
+    return _html([tuple(columns), *zip(*columns.values(), strict=True)], verdict)
+
+
+def _text(table: list[tuple[str, ...]], verdict: str) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
     return "\n".join([*lines, "", verdict])
 
 
-def as_html(rows: tuple[Row, ...], verdict: str) -> str:
-    """The same as a table."""
-    top, *table = _cells(rows)
+def _html(table: list[tuple[str, ...]], verdict: str) -> str:
+    top, *table = table
     head = "".join(f"<th>{name}</th>" for name in top)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
