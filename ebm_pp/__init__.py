@@ -2,6 +2,7 @@
 
 from ebm_pp.checkpoint import load, save
 from ebm_pp.circle import Circle
+from ebm_pp.comparison import compare
 from ebm_pp.config import FitConfig
 from ebm_pp.datatree import to_datatree
 from ebm_pp.demonstrations import pad
@@ -54,6 +55,7 @@ __all__ = [
     "Status",
     "TrajectoryReport",
     "Uncertainty",
+    "compare",
     "diagnose",
     "fit",
     "from_gymnasium",
