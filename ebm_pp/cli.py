@@ -1,4 +1,4 @@
-"""`ebm-pp fit` and `ebm-pp diagnose`: a program and a file of data in, a diagnosed fit out."""
+"""`ebm-pp fit | diagnose | report`: a program and a file of data in, a diagnosed fit out."""
 
 import argparse
 import importlib
@@ -26,6 +26,7 @@ from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
 from ebm_pp.plots import plot_energy_on_circle, plot_pairs, plot_training, plot_weights
 from ebm_pp.pool import n_rows, pick
+from ebm_pp.report import write_report
 from ebm_pp.sampling import importance_sample, resample
 from ebm_pp.training import Fit, fit
 
@@ -33,6 +34,7 @@ EXAMPLES = """examples:
   ebm-pp fit models.planar:Planar --data points.npz --out runs/planar
   ebm-pp fit my_model.py:program --data table.csv --out runs/mine --rounds 30
   ebm-pp diagnose runs/planar
+  ebm-pp report runs/planar
 
 DATA is a CSV, parquet or npz file. One column (array) per site; a vector site x has the columns
 x[0], x[1], ... Without --held-out, every fifth row at random is held out.
@@ -61,10 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
     again = commands.add_parser("diagnose", help="print the report of a fit and redraw pictures")
     again.add_argument("out", type=Path, help="folder that `fit` wrote")
     again.add_argument("--data", type=Path, help="other rows than the held-out ones")
+    page = commands.add_parser("report", help="write report.html, a page that opens anywhere")
+    page.add_argument("out", type=Path, help="folder that `fit` wrote")
+    page.add_argument("--data", type=Path, help="other rows than the held-out ones")
     options = parser.parse_args(arguments)
+    commanded = {"fit": _fit, "diagnose": _diagnose, "report": _report}[options.command]
     mpl.use("agg")
     try:
-        report = _fit(options) if options.command == "fit" else _diagnose(options)
+        report = commanded(options)
     except (ProgramError, DataError, GeneratorError, CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -142,6 +148,23 @@ def _fit(options: argparse.Namespace) -> Report:
 
 
 def _diagnose(options: argparse.Namespace) -> Report:
+    result, held_out, groups, settings = _read_run(options)
+    print(f"{result.status.value} {result.detail}\n")
+    return _write_diagnosis(result, held_out, options.out, settings["seed"], groups)
+
+
+def _report(options: argparse.Namespace) -> Report:
+    result, held_out, groups, settings = _read_run(options)
+    path = options.out / "report.html"
+    report = write_report(
+        result, held_out, path, groups=groups, title=settings["program"], seed=settings["seed"]
+    )
+    print(f"Wrote {path}.\n")
+    return report
+
+
+def _read_run(options: argparse.Namespace) -> tuple[Fit, Sites, Tensor | None, dict[str, Any]]:
+    """What `fit` wrote: the fit, rows to judge it by, their groups, program and seed."""
     run = options.out / "run.json"
     if not run.is_file():
         raise CheckpointError(f"{run}: no such file; expected a folder that `ebm-pp fit` wrote.")
@@ -149,10 +172,9 @@ def _diagnose(options: argparse.Namespace) -> Report:
     result = load(options.out / "fit.pt", find_program(settings["program"]))
     file = options.data or options.out / "held_out.npz"
     held_out = result.model.check(read_rows(file, result.model))
-    print(f"{result.status.value} {result.detail}\n")
     saved = options.out / "groups.npy"
     groups = torch.from_numpy(np.load(saved)) if saved.exists() and not options.data else None
-    return _write_diagnosis(result, held_out, options.out, settings["seed"], groups)
+    return result, held_out, groups, settings
 
 
 def find_program(spec: str) -> Callable[..., Any]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.diagnostics import Report
+from ebm_pp.moments import family_threshold
 from ebm_pp.pareto import threshold
 from ebm_pp.training import Fit
 
@@ -214,4 +216,37 @@ def plot_weights(log_weights_draws: Tensor, log_weights_data: Tensor) -> Figure:
         ax.hist(values, edges, density=True, color=colour, alpha=0.5, label=label)
     ax.set(xlabel="log w - log Z (nats)", ylabel="density")
     ax.legend(frameon=False)
+    return figure
+
+
+def plot_moment_gaps(report: Report, most: int = 30) -> Figure:
+    """The moment gap of every statistic in standard errors, the largest first.
+
+    Args:
+        report: of `diagnose` with data.
+        most: show at most so many.
+
+    Raises:
+        ValueError: the report was made without data.
+    """
+    data = report.evidence.data
+    if data is None:
+        raise ValueError("the report has no moment gaps; expected one of diagnose(fit, data).")
+    limit = family_threshold(len(data.gaps))
+    largest = sorted(data.gaps.items(), key=lambda item: -abs(item[1].z))[:most]
+    names, gaps = zip(*reversed(largest), strict=True)
+    z = np.array([gap.z for gap in gaps])
+    at = np.arange(len(z))
+    figure, ax = plt.subplots(figsize=(7, 0.26 * len(z) + 1.2), layout="constrained")
+    ax.errorbar(z, at, xerr=1, fmt="none", ecolor="0.6", lw=1)
+    colours = np.where(np.abs(z) > limit, DRAWS, DATA)
+    ax.scatter(z, at, c=colours.tolist(), s=22, zorder=3)
+    ax.axvline(0, color="0.3", lw=1)
+    for side in (-limit, limit):
+        ax.axvline(side, color="0.5", ls="--", lw=1)
+    ax.set_yticks(at, names, fontsize=8)
+    ax.set_ylim(-0.7, len(z) - 0.3)
+    ax.set_xlabel("mean over data above the model's (standard errors)")
+    if len(data.gaps) > most:
+        ax.set_title(f"the {most} largest of {len(data.gaps)}", fontsize=9)
     return figure

@@ -1,0 +1,141 @@
+"""The HTML page: what it says, that it needs no network, and how a browser shows it."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from ebm_pp import EnergyModel, Fit, FitConfig, FlowGenerator, Status, diagnose, fit
+from ebm_pp.cli import main, write_run
+from ebm_pp.plots import plot_moment_gaps
+from ebm_pp.report import write_report
+from models import gaussian
+
+SHORT = FitConfig(
+    rounds=6, pool=1024, batch=256, energy_steps=20, warm_start_steps=100, energy_lr=2e-2,
+    progress=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    data = gaussian.draws(gaussian.true_parameters(2), 3000, 0)
+    torch.manual_seed(0)
+    return fit(EnergyModel(gaussian.Gaussian(2)), data, config=SHORT)
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return gaussian.draws(gaussian.true_parameters(2), 1000, 1)
+
+
+class Page(HTMLParser):
+    """Which tags a page has, with their attributes; and whether they are closed."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_one_page_with_verdict_pictures_and_parameters(fitted, held_out, tmp_path):
+    path = tmp_path / "new" / "report.html"
+    report = write_report(fitted, held_out, path, title="a <b> & c")
+    assert str(report) == str(diagnose(fitted, held_out))
+    text = path.read_text()
+    page = Page(text)
+    assert not page.open
+    assert "a &lt;b&gt; &amp; c" in text
+    assert report.verdict.split(": ")[1][:40] in text
+    assert text.count("<img") >= 4
+    assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+    for _, attrs in page.tags:  # nothing is loaded from elsewhere
+        for name in ("src", "href"):
+            assert attrs.get(name, "#").startswith(("#", "data:")), attrs
+    assert len(text) < 3e6
+    assert "coupling_weights[0]" in text
+    assert plt.get_fignums() == []
+
+
+def test_a_bad_fit_is_said_to_be_bad_at_the_top(held_out, tmp_path):
+    model = EnergyModel(gaussian.Gaussian(2))
+    narrow = FlowGenerator(model, {"x": 0.3 * held_out["x"]})
+    bad = Fit(model, narrow, (), Status.LAGGING, SHORT, 0.0, 1000)
+    report = write_report(bad, held_out, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert not report.ok
+    assert 'class="verdict bad"' in text
+    assert text.index(report.verdict.split(":")[0]) < text.index("<table")
+    assert '<tr class="off">' in text
+
+
+def test_the_command_line_writes_it(fitted, held_out, tmp_path, capsys):
+    write_run(fitted, held_out, tmp_path, spec="models.gaussian:Gaussian")
+    assert main(["report", str(tmp_path)]) in (0, 1)
+    assert "report.html" in capsys.readouterr().out
+    assert "models.gaussian:Gaussian" in (tmp_path / "report.html").read_text()
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+
+
+def test_the_moment_plot_has_a_line_per_gap(fitted, held_out):
+    report = diagnose(fitted, held_out)
+    figure = plot_moment_gaps(report, most=3)
+    ax = figure.axes[0]
+    assert len(ax.get_yticks()) == 3
+    worst = max(report.evidence.data.gaps.values(), key=lambda gap: abs(gap.z))
+    (points,) = [c for c in ax.collections if len(c.get_offsets()) == 3]
+    assert points.get_offsets()[-1][0] == pytest.approx(worst.z)
+    plt.close(figure)
+    with pytest.raises(ValueError, match="no moment gaps"):
+        plot_moment_gaps(diagnose(fitted, None))
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_it(fitted, held_out, tmp_path, width, scheme):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    write_report(fitted, held_out, tmp_path / "report.html", title="gaussian")
+    errors = []
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
+        )
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.get_by_role("status").is_visible()
+        box = page.get_by_role("status").bounding_box()
+        assert box["y"] + box["height"] < 800  # without scrolling
+        loaded = page.eval_on_selector_all("img", "all => all.map(i => i.naturalWidth > 0)")
+        assert len(loaded) >= 4
+        assert all(loaded)
+        overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert overflow <= 0  # wide tables scroll on their own
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", dark)[:3])) < 200) == (scheme == "dark")
+        first = page.get_by_role("button").first
+        first.focus()
+        page.keyboard.press("Enter")
+        assert first.get_attribute("aria-expanded") == "true"
+        page.keyboard.press("Escape")
+        assert first.get_attribute("aria-expanded") == "false"
+        browser.close()
+    assert errors == []
