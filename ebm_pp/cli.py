@@ -1,9 +1,10 @@
-"""`ebm-pp fit | diagnose | report`: a program and a file of data in, a diagnosed fit out."""
+"""`ebm-pp fit | sample | diagnose | report | compare`: a program and a file in, a fit out."""
 
 import argparse
 import importlib
 import inspect
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Callable
@@ -19,11 +20,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ebm_pp.checkpoint import load, save
+from ebm_pp.comparison import compare
 from ebm_pp.config import FitConfig
 from ebm_pp.datatree import to_datatree
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
+from ebm_pp.pareto import threshold
+from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.plots import plot_energy_on_circle, plot_pairs, plot_training, plot_weights
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.report import write_report
@@ -35,11 +39,14 @@ EXAMPLES = """examples:
   ebm-pp fit my_model.py:program --data table.csv --out runs/mine --rounds 30
   ebm-pp diagnose runs/planar
   ebm-pp report runs/planar
+  ebm-pp sample runs/planar --n 1000 --out draws.csv
+  ebm-pp compare runs/planar runs/simpler --json
 
 DATA is a CSV, parquet or npz file. One column (array) per site; a vector site x has the columns
 x[0], x[1], ... Without --held-out, every fifth row at random is held out.
 
-exit codes: 0 healthy, 1 the diagnosis found a problem, 2 bad input."""
+exit codes: 0 healthy, 1 the diagnosis found a problem (of `sample` and `compare`: weights too
+heavy-tailed to be trusted), 2 bad input."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,15 +73,40 @@ def main(arguments: list[str] | None = None) -> int:
     page = commands.add_parser("report", help="write report.html, a page that opens anywhere")
     page.add_argument("out", type=Path, help="folder that `fit` wrote")
     page.add_argument("--data", type=Path, help="other rows than the held-out ones")
+    draws = commands.add_parser("sample", help="write draws of a fit to a file")
+    draws.add_argument("run", type=Path, help="folder that `fit` wrote")
+    draws.add_argument("--n", type=int, default=1000, help="how many (1000)")
+    draws.add_argument("--out", required=True, type=Path, help="CSV, parquet or npz file to write")
+    draws.add_argument("--weighted", action="store_true",
+                       help="the generator's own draws, with a column log_weight")  # fmt: skip
+    draws.add_argument("--seed", type=int, default=0)
+    ranks = commands.add_parser("compare", help="rank fits on held-out rows")
+    ranks.add_argument("runs", nargs="+", type=Path, help="folders that `fit` wrote, two or more")
+    ranks.add_argument("--data", type=Path, help="rows; by default the held-out ones, if the same")
+    for command in (fitting, again, page, ranks):
+        command.add_argument("--json", action="store_true", help="print JSON, for programs")
     options = parser.parse_args(arguments)
-    commanded = {"fit": _fit, "diagnose": _diagnose, "report": _report}[options.command]
+    commanded = {"fit": _fit, "diagnose": _diagnose, "report": _report,
+                 "sample": _sample, "compare": _compare}[options.command]  # fmt: skip
     mpl.use("agg")
     try:
-        report = commanded(options)
+        return commanded(options)
     except (ProgramError, DataError, GeneratorError, CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    print(report)
+
+
+def _tell(result: Fit, report: Report, options: argparse.Namespace, wrote: str = "") -> int:
+    """Prints a report, for people or as JSON; the exit code."""
+    status = f"{result.status.value} {result.detail}".strip()
+    if options.json:
+        rows = [row._asdict() for row in report.rows]
+        for row in rows:  # JSON knows no nan
+            row["value"] = row["value"] if math.isfinite(row["value"]) else None
+        found = {"ok": report.ok, "verdict": report.verdict, "problems": report.problems}
+        print(json.dumps({"status": status, **found, "rows": rows}, indent=1))
+    else:
+        print(f"{wrote}{status}\n\n{report}")
     return 0 if report.ok else 1
 
 
@@ -127,7 +159,7 @@ def _write_diagnosis(
     return report
 
 
-def _fit(options: argparse.Namespace) -> Report:
+def _fit(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)  # of the networks' initial weights
     model = EnergyModel(find_program(options.program))
     data = model.check(read_rows(options.data, model))
@@ -143,37 +175,77 @@ def _fit(options: argparse.Namespace) -> Report:
     progress = not options.quiet and sys.stderr.isatty()
     config = FitConfig(seed=options.seed, progress=progress, **chosen)
     result = fit(model, data, config=config, held_out=held_out)
-    print(f"{result.status.value} {result.detail}\n")
-    return write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
+    report = write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
+    return _tell(result, report, options)
 
 
-def _diagnose(options: argparse.Namespace) -> Report:
-    result, held_out, groups, settings = _read_run(options)
-    print(f"{result.status.value} {result.detail}\n")
-    return _write_diagnosis(result, held_out, options.out, settings["seed"], groups)
+def _diagnose(options: argparse.Namespace) -> int:
+    result, held_out, groups, settings = _read_run(options.out, options.data)
+    report = _write_diagnosis(result, held_out, options.out, settings["seed"], groups)
+    return _tell(result, report, options)
 
 
-def _report(options: argparse.Namespace) -> Report:
-    result, held_out, groups, settings = _read_run(options)
+def _report(options: argparse.Namespace) -> int:
+    result, held_out, groups, settings = _read_run(options.out, options.data)
     path = options.out / "report.html"
     report = write_report(
         result, held_out, path, groups=groups, title=settings["program"], seed=settings["seed"]
     )
-    print(f"Wrote {path}.\n")
-    return report
+    return _tell(result, report, options, f"Wrote {path}.\n\n")
 
 
-def _read_run(options: argparse.Namespace) -> tuple[Fit, Sites, Tensor | None, dict[str, Any]]:
+def _sample(options: argparse.Namespace) -> int:
+    result, _, _, _ = _read_run(options.run, None)
+    n = options.n if options.weighted else 4 * options.n  # so that few rows appear twice
+    draws = importance_sample(result, max(n, 1000), seed=options.seed)
+    weights = log_partition_from_weights(draws.log_weights)
+    rows = {name: value[: options.n] for name, value in draws.values.items()}
+    if not options.weighted:
+        rows = resample(draws, options.n, seed=options.seed)
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in rows.items()}
+    if options.weighted:
+        arrays["log_weight"] = draws.log_weights[: options.n].cpu().numpy()
+    write_rows(arrays, options.out)
+    print(f"Wrote {options.n} draws to {options.out}. Weights: ESS/n {weights.ess:.3f}, "
+          f"Pareto k {weights.pareto_k:.2f}.")  # fmt: skip
+    if weights.pareto_k <= threshold(len(draws.log_weights)):
+        return 0
+    print("These weights are too heavy-tailed: run `ebm-pp diagnose`.", file=sys.stderr)
+    return 1
+
+
+def _compare(options: argparse.Namespace) -> int:
+    runs = {str(path): _read_run(path, options.data) for path in options.runs}
+    if len(runs) < 2:
+        raise CheckpointError("compare: got one folder; expected two different ones or more.")
+    first = runs[str(options.runs[0])]
+    for path, (_, rows, _, _) in runs.items():
+        same = rows.keys() == first[1].keys() and all(
+            torch.equal(rows[k], first[1][k]) for k in rows
+        )
+        if not same:
+            raise DataError(
+                f"{path}: its held-out rows are not those of {options.runs[0]}; expected the "
+                "same, which no fit was trained on.\n  Name them: --data FILE."
+            )
+    table = compare({path: run[0] for path, run in runs.items()}, first[1], groups=first[2])
+    print(table.to_json(orient="index", indent=1) if options.json else table.round(3).to_string())
+    return int(table.warning.any())
+
+
+def _read_run(
+    out: Path, data: Path | None
+) -> tuple[Fit, Sites, Int[Tensor, " rows"] | None, dict[str, Any]]:
     """What `fit` wrote: the fit, rows to judge it by, their groups, program and seed."""
-    run = options.out / "run.json"
+    run = out / "run.json"
     if not run.is_file():
         raise CheckpointError(f"{run}: no such file; expected a folder that `ebm-pp fit` wrote.")
     settings = json.loads(run.read_text())
-    result = load(options.out / "fit.pt", find_program(settings["program"]))
-    file = options.data or options.out / "held_out.npz"
+    result = load(out / "fit.pt", find_program(settings["program"]))
+    file = data or out / "held_out.npz"
     held_out = result.model.check(read_rows(file, result.model))
-    saved = options.out / "groups.npy"
-    groups = torch.from_numpy(np.load(saved)) if saved.exists() and not options.data else None
+    saved = out / "groups.npy"
+    groups = torch.from_numpy(np.load(saved)) if saved.exists() and not data else None
     return result, held_out, groups, settings
 
 
@@ -233,3 +305,28 @@ def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:
             )
         rows[name] = table[columns].to_numpy().reshape(len(table), *site.shape)
     return rows
+
+
+def write_rows(arrays: dict[str, Any], path: Path) -> None:
+    """Writes rows as `read_rows` reads them: a column a number, named x or x[0], x[1], ...
+
+    Raises:
+        DataError: another ending than .csv, .csv.gz, .parquet or .npz.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        np.savez_compressed(path, **arrays)
+        return
+    columns = {}
+    for name, value in arrays.items():
+        flat = value.reshape(len(value), -1)
+        several = value.ndim > 1
+        for j in range(flat.shape[1]):
+            columns[f"{name}[{j}]" if several else name] = flat[:, j]
+    table = pd.DataFrame(columns)
+    if path.suffix == ".parquet":
+        table.to_parquet(path)
+    elif path.suffix in (".csv", ".gz"):
+        table.to_csv(path, index=False)
+    else:
+        raise DataError(f"{path}: expected .csv, .csv.gz, .parquet or .npz, got {path.suffix!r}.")
