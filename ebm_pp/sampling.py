@@ -28,8 +28,11 @@ from torch import Tensor
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.generator import Generator
+from ebm_pp.pareto import threshold
 from ebm_pp.partition import Estimate, log_partition_from_weights
+from ebm_pp.rows import columns_as_html
 
+SHOWN = 8  # numbers of a site in a notebook's table
 ROWS_AT_ONCE = 16_384  # densities are evaluated in slices of this many rows, to bound memory
 
 
@@ -57,6 +60,20 @@ class Draws(NamedTuple):
 
     values: Sites
     log_weights: Float[Tensor, " n"]
+
+    def _repr_html_(self) -> str:
+        """What the draws are worth, and the weighted mean and spread of every site's numbers."""
+        log_z, n = log_partition_from_weights(self.log_weights), len(self.log_weights)
+        weights = torch.softmax(self.log_weights.double(), 0)
+        table: dict[str, list[str]] = {"site": [], "mean": [], "sd": []}
+        for name, value in self.values.items():
+            for j, column in enumerate(value.reshape(n, -1).double().T[:SHOWN]):
+                mean = weights @ column
+                table["site"].append(f"{name}[{j}]" if value.dim() > 1 else name)
+                table["mean"].append(f"{mean:.4g}")
+                table["sd"].append(f"{(weights @ (column - mean).square()).sqrt():.4g}")
+        worth = f"{n} draws of q, worth {n * log_z.ess:.0f}; Pareto k {log_z.pareto_k:.2f}"
+        return columns_as_html(table, f"{worth} (wanted at most {threshold(n):.2f}).")
 
 
 class Chains(NamedTuple):

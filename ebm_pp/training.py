@@ -5,6 +5,7 @@ with ArviZ, and takes J generator steps (game.py). The diagnosis sets J and ends
 """
 
 import enum
+import html
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from ebm_pp.generator import Generator
 from ebm_pp.pareto import threshold
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, require_finite
+from ebm_pp.rows import columns_as_html
 from ebm_pp.stored import Data, representative
 
 USABLE_ESS = 0.1  # ESS fraction under which draws are called unusable, whatever their k-hat
@@ -89,6 +91,25 @@ class Fit:
             numbers = ", ".join(f"{name} {value}" for name, value in _postfix(last).items())
             lines.append(f"Round {last['round'] + 1} of {self.config.rounds}: {numbers}.")
         return "\n".join([*lines, "Next: diagnose(fit, held_out_rows)."])
+
+    def _repr_html_(self) -> str:
+        """The status sentence first, then the sites and the round that was returned."""
+        sites = self.model.sites.values()
+        what = {
+            "site": [site.name for site in sites],
+            "shape": [str(site.shape) for site in sites],
+            "support": [str(site.support) for site in sites],
+        }
+        found = [info for info in self.history if info["round"] == self.best_round]
+        numbers = {"round": [f"{self.best_round + 1} of {self.config.rounds}"]} | {
+            name: [value] for info in found for name, value in _postfix(info).items()
+        }
+        status = f"{self.status.value} {self.detail}".strip()
+        return (
+            f"<p><strong>{html.escape(status)}</strong></p>"
+            + columns_as_html(what, "")
+            + columns_as_html(numbers, "Next: diagnose(fit, held_out_rows).")
+        )
 
 
 def fit(

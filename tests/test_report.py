@@ -8,7 +8,16 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from ebm_pp import EnergyModel, Fit, FitConfig, FlowGenerator, Status, diagnose, fit
+from ebm_pp import (
+    EnergyModel,
+    Fit,
+    FitConfig,
+    FlowGenerator,
+    Status,
+    diagnose,
+    fit,
+    importance_sample,
+)
 from ebm_pp.cli import main, write_run
 from ebm_pp.plots import plot_moment_gaps
 from ebm_pp.report import write_report
@@ -88,6 +97,18 @@ def test_the_command_line_writes_it(fitted, held_out, tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
     assert "models.gaussian:Gaussian" in (tmp_path / "report.html").read_text()
     assert main(["report", str(tmp_path / "nothing")]) == 2
+
+
+def test_notebooks_show_the_status_first_and_well_formed_tables(fitted, held_out):
+    draws = importance_sample(fitted, 500, seed=0)
+    fit_, drawn = fitted._repr_html_(), draws._repr_html_()
+    for text in (fit_, drawn, diagnose(fitted, held_out)._repr_html_()):
+        assert not Page(text).open
+    assert fit_.startswith(f"<p><strong>{fitted.status.value}")
+    assert "<td>x</td>" in fit_
+    assert "500 draws of q, worth 4" in drawn
+    mean = torch.softmax(draws.log_weights.double(), 0) @ draws.values["x"].double()
+    assert f"<td>x[1]</td><td>{mean[1]:.4g}</td>" in drawn
 
 
 def test_the_moment_plot_has_a_line_per_gap(fitted, held_out):
