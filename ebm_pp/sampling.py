@@ -28,11 +28,9 @@ from torch import Tensor
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.generator import Generator
-from ebm_pp.pareto import threshold
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.rows import columns_as_html
 
-SHOWN = 8  # numbers of a site in a notebook's table
 ROWS_AT_ONCE = 16_384  # densities are evaluated in slices of this many rows, to bound memory
 
 
@@ -67,13 +65,13 @@ class Draws(NamedTuple):
         weights = torch.softmax(self.log_weights.double(), 0)
         table: dict[str, list[str]] = {"site": [], "mean": [], "sd": []}
         for name, value in self.values.items():
-            for j, column in enumerate(value.reshape(n, -1).double().T[:SHOWN]):
+            for j, column in enumerate(value.reshape(n, -1).double().T[:8]):
                 mean = weights @ column
                 table["site"].append(f"{name}[{j}]" if value.dim() > 1 else name)
                 table["mean"].append(f"{mean:.4g}")
                 table["sd"].append(f"{(weights @ (column - mean).square()).sqrt():.4g}")
-        worth = f"{n} draws of q, worth {n * log_z.ess:.0f}; Pareto k {log_z.pareto_k:.2f}"
-        return columns_as_html(table, f"{worth} (wanted at most {threshold(n):.2f}).")
+        worth = f"{n} draws of q, worth {n * log_z.ess:.0f}; Pareto k {log_z.pareto_k:.2f}."
+        return columns_as_html(table, worth)
 
 
 class Chains(NamedTuple):
