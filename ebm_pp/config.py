@@ -61,7 +61,7 @@ class FitConfig:
         energy_lr: learning rate of Adam for the energy, cosine-decayed to 0 over the run.
         energy_decay: lambda of the penalty lambda/2 |W|^2 (nats a datum) on the weight matrices of
             linear and convolution layers, a normal prior; other parameters have none. None is
-            1.64 (d - 1) / n for n rows: one prior whatever the rows, stronger in more
+            1.64 (d - 1) / min(n, 8192) for n rows: one prior for few rows, stronger in more
             dimensions, which leave more room to overfit. Also of the flow, with data.
         generator_lr: learning rate of Adam for the generator, decayed likewise.
         offset: "newton" solves the offset b exactly as it goes; "gradient" learns it like [F16].

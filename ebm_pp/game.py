@@ -32,8 +32,9 @@ from ebm_pp.stored import Data
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
 BETA2 = 0.98
 # A prior of lambda/2 |W|^2 nats a datum on the matrices of energy and flow, lambda n =
-# 1.64 (d - 1): one prior, whatever the rows; more dimensions leave more room to overfit.
-PRIOR = 1.64
+# 1.64 (d - 1): one prior, whatever the rows; more dimensions leave more room to overfit. From
+# 8,192 rows on it falls no further: a round's pool is no larger.
+PRIOR, ROWS = 1.64, 8192
 OFFSET_DAMPING = 0.3  # of a Newton step on one minibatch: averages over its neighbours
 
 
@@ -227,7 +228,7 @@ def start(
     energy, decay = None, config.energy_decay or 0.0
     if data is not None:
         if config.energy_decay is None:
-            decay = PRIOR * (model.dim - 1) / n_rows(data)
+            decay = PRIOR * (model.dim - 1) / min(n_rows(data), ROWS)
         groups = _with_decay(model, decay)
         if config.offset == "gradient":
             offset.requires_grad_(True)

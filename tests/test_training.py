@@ -340,11 +340,11 @@ def test_a_draw_that_is_no_number_ends_the_run_with_the_best_so_far():
     assert result.model.program.weight.isfinite()
 
 
-@pytest.mark.parametrize("n", [1000, 2000])
-def test_the_default_prior_counts_once_whatever_the_rows(n):
+@pytest.mark.parametrize(("n", "counted"), [(1000, 1000), (2000, 2000), (20_000, 8192)])
+def test_the_default_prior_counts_once_for_few_rows(n, counted):
     rows = {"x": torch.randn(n, 3)}
     model = EnergyModel(Network(rows["x"], width=8))
-    for decay, expected in ((None, 1.64 * 2 / n), (0.5, 0.5)):
+    for decay, expected in ((None, 1.64 * 2 / counted), (0.5, 0.5)):
         game = start(model, rows, None, None, short(warm_start_steps=0, energy_decay=decay))
         for player, module in ((game.energy, model), (game.proposal, game.generator)):
             matrices, others = player.optimiser.param_groups
