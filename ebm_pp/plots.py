@@ -15,6 +15,8 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report
 from ebm_pp.moments import family_threshold
 from ebm_pp.pareto import threshold
+from ebm_pp.partition import log_partition_from_weights
+from ebm_pp.reach import data_side
 from ebm_pp.training import Fit
 
 DATA, DRAWS = "#3b6ea5", "#d1663c"  # blue and orange: told apart by most colour-blind readers
@@ -203,19 +205,51 @@ def plot_weights(log_weights_draws: Tensor, log_weights_data: Tensor) -> Figure:
     Where the generator is right both are one narrow peak. Data far to the right of all draws are
     where it misses a mode.
     """
-    centre = log_weights_draws.logsumexp(0) - math.log(len(log_weights_draws))
+    log_z = log_partition_from_weights(log_weights_draws)
+    side = data_side(log_weights_data, log_weights_draws, log_z.value)
+    centre = log_z.value
     figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     both = torch.cat([log_weights_draws, log_weights_data]) - centre
     low, high = np.quantile(both[both.isfinite()].cpu().numpy(), [0.001, 0.999])
     edges = np.linspace(low, high, 80).tolist()
     for part, colour, label in (
-        (log_weights_draws, DRAWS, "draws of q"),
-        (log_weights_data, DATA, "data"),
+        (log_weights_draws, DRAWS, f"draws of q: ESS/n {log_z.ess:.3f}, k {log_z.pareto_k:.2f}"),
+        (log_weights_data, DATA, f"data: ESS/n {side.forward_ess:.3f}, k {side.pareto_k:.2f}"),
     ):
         values = (part - centre).cpu().numpy()
         ax.hist(values, edges, density=True, color=colour, alpha=0.5, label=label)
     ax.set(xlabel="log w - log Z (nats)", ylabel="density")
-    ax.legend(frameon=False)
+    ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the legend
+    ax.legend(frameon=False, fontsize=8)
+    if beyond := int(side.beyond.sum()):
+        ax.set_title(f"{beyond} rows of data beyond the reach of all draws", fontsize=9)
+    return figure
+
+
+@torch.no_grad()
+def plot_factors(model: EnergyModel, data: Sites, draws: Sites) -> Figure:
+    """What every term of log p~ contributes: its values at data and at draws of p_theta, in nats.
+
+    Each from the 5th to the 95th percentile, with the mean as a dot. A term that is the same
+    everywhere does nothing; one whose means differ is not learned yet, or can't move enough.
+
+    Args:
+        model: the program.
+        data: rows of data.
+        draws: draws of p_theta (resampled or MH-corrected), of any number.
+    """
+    parts = [(model.terms(data), DATA, 0.16, "data"), (model.terms(draws), DRAWS, -0.16, "draws")]
+    names = list(parts[0][0])
+    at = np.arange(len(names))[::-1]
+    figure, ax = plt.subplots(figsize=(7, 0.45 * len(names) + 1.2), layout="constrained")
+    for terms, colour, shift, label in parts:
+        values = np.stack([terms[name].cpu().double().numpy() for name in names])
+        low, high = np.quantile(values, [0.05, 0.95], axis=1)
+        ax.hlines(at + shift, low, high, color=colour, lw=3, alpha=0.5)
+        ax.plot(values.mean(1), at + shift, "o", color=colour, ms=5, label=label)
+    ax.set_yticks(at, names, fontsize=9)
+    ax.set_xlabel("log base density of a site, or minus the energy of a factor (nats)")
+    ax.legend(frameon=False, fontsize=8)
     return figure
 
 

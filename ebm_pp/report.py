@@ -19,6 +19,7 @@ from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import ProgramError
 from ebm_pp.plots import (
     plot_energy_on_circle,
+    plot_factors,
     plot_moment_gaps,
     plot_pairs,
     plot_training,
@@ -105,6 +106,14 @@ def _pictures(fit: Fit, held_out: Sites, report: Report, seed: int | None) -> li
             "By how many standard errors the data's mean of each statistic is above the "
             "model's. Beyond the dashed lines a factor is wrong or missing.",
             plot_moment_gaps(report),
+        )
+    )
+    found.append(
+        (
+            "Terms of the density",
+            "What every site and factor contributes, at data (blue) and at weighted draws "
+            "(orange): 5th to 95th percentile and mean.",
+            plot_factors(model, held_out, corrected),
         )
     )
     for name, site in model.sites.items():

@@ -19,7 +19,7 @@ from ebm_pp import (
     importance_sample,
 )
 from ebm_pp.cli import main, write_run
-from ebm_pp.plots import plot_moment_gaps
+from ebm_pp.plots import plot_factors, plot_moment_gaps
 from ebm_pp.report import write_report
 from models import gaussian
 
@@ -122,6 +122,18 @@ def test_the_moment_plot_has_a_line_per_gap(fitted, held_out):
     plt.close(figure)
     with pytest.raises(ValueError, match="no moment gaps"):
         plot_moment_gaps(diagnose(fitted, None))
+
+
+def test_the_plot_of_factors_has_their_means(fitted, held_out):
+    draws = {"x": held_out["x"] + 1.0}
+    figure = plot_factors(fitted.model, held_out, draws)
+    terms, elsewhere = fitted.model.terms(held_out), fitted.model.terms(draws)
+    for line, values in zip(figure.axes[0].lines, (terms, elsewhere), strict=True):
+        means = [value.mean().item() for value in values.values()]
+        assert line.get_xdata() == pytest.approx(means, rel=1e-5)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["x", "field", "curvature", "coupling"]
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("width", [390, 1200])

@@ -29,9 +29,9 @@ on the same data and seed; they stop by the clock. Flows and peers (except CD, w
 nothing) hold a tenth of the training rows back and keep the parameters of the best loss on them,
 since most overfit in the time given; the curves show the parameters as they were on the way. All
 energies are the same network on the same base with the same initial parameters; peers see
-standardised rows, without Pyro. Settings of peers: `experiments/benchmark/peers.py`, chosen on test
-KL at seeds 0 and 1 of two moons and Many-Well 8, in the plane and beyond it apart, which favours
-them; `ebm_pp` has one setting for all, chosen on seeds 0 to 3.
+standardised rows, without Pyro. Settings of peers: `experiments/benchmark/peers.py`, chosen on the
+test KL of seeds 0 and 1 of two moons and Many-Well 8, in the plane and beyond it apart, which
+favours them; `ebm_pp` has one setting for all, chosen on seeds 0 to 3.
 """
 
 
