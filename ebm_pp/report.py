@@ -28,7 +28,7 @@ from ebm_pp.plots import (
 from ebm_pp.pool import n_rows
 from ebm_pp.sampling import importance_sample, resample, slices
 from ebm_pp.training import Fit
-from ebm_pp.uncertainty import MOST, standard_errors
+from ebm_pp.uncertainty import MOST, readable, standard_errors
 
 PAIRS_AT_MOST = 6  # sites in the picture of pairs: more would be too small to see
 
@@ -186,15 +186,11 @@ aria-label="Sites"><table><thead><tr><th scope="col">site</th><th scope="col">sh
 def _parameters(
     fit: Fit, held_out: Sites, groups: Int[Tensor, " rows"] | None, seed: int | None
 ) -> str:
-    """Parameters outside networks, with standard errors from the held-out rows' scores."""
-    of_layers = {
-        id(p) for m in fit.model.modules() if type(m).__module__.startswith("torch.nn")
-        for p in m.parameters(recurse=False)
-    }  # fmt: skip
+    """The program's own parameters, not its networks', with errors from the held-out scores."""
     named = {
         name: p
         for name, p in fit.model.named_parameters()
-        if p.requires_grad and id(p) not in of_layers
+        if p.requires_grad and (name.startswith("param:") or "." not in readable(name))
     }
     size = sum(p.numel() for p in named.values())
     if not named or size > MOST or not fit.n_train:

@@ -202,7 +202,7 @@ def standard_errors(
 def _chosen(model: EnergyModel, endings: Sequence[str] | None) -> dict[str, Tensor]:
     """The trained parameters with these names or endings."""
     every = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    readable = {name: _readable(name) for name in every}
+    called = {name: readable(name) for name in every}
     found: dict[str, Tensor] = {**every}
     if endings is not None:
         found = {}
@@ -210,17 +210,17 @@ def _chosen(model: EnergyModel, endings: Sequence[str] | None) -> dict[str, Tens
             fits = [
                 name
                 for name in every
-                if ending in (name, readable[name]) or readable[name].endswith("." + ending)
+                if ending in (name, called[name]) or called[name].endswith("." + ending)
             ]
             if not fits:
                 raise ProgramError(
-                    f"parameter {ending!r} is not one of {sorted(readable.values())}.\n"
+                    f"parameter {ending!r} is not one of {sorted(called.values())}.\n"
                     "  Take a name from model.named_parameters(), or its ending."
                 )
             found |= {name: every[name] for name in fits}
     size = sum(p.numel() for p in found.values())
     if not 0 < size <= MOST:
-        sizes = ", ".join(f"{readable[name]} ({p.numel()})" for name, p in found.items())
+        sizes = ", ".join(f"{called[name]} ({p.numel()})" for name, p in found.items())
         raise ProgramError(
             f"standard_errors of {size} numbers; expected 1 to {MOST}: {sizes}.\n"
             "  Most likely a network, whose single weights mean nothing: name the parameters "
@@ -229,8 +229,8 @@ def _chosen(model: EnergyModel, endings: Sequence[str] | None) -> dict[str, Tens
     return found
 
 
-def _readable(name: str) -> str:
-    """A name as the user wrote it."""
+def readable(name: str) -> str:
+    """A parameter's name as its user wrote it."""
     if name.startswith("param:"):
         return name.removeprefix("param:").replace("%2E", ".")
     name = name.removeprefix("program.").removeprefix("networks.0.")
@@ -322,7 +322,7 @@ def _as_seen(
         values.append(value.flatten())
         for index in np.ndindex(*value.shape):
             places = "[" + ", ".join(map(str, index)) + "]" if index else ""
-            names.append(_readable(name) + places)
+            names.append(readable(name) + places)
             owner.append(i)
     return torch.block_diag(*blocks), torch.cat(values), names, owner
 
