@@ -3,7 +3,9 @@ import json
 import math
 
 import arviz_base
+import arviz_plots
 import arviz_stats
+import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -142,6 +144,19 @@ def test_arviz_reads_it(tree):
     assert ess["table"].shape == (2, 3)
     extracted = arviz_base.extract(tree, group="proposal", keep_dataset=True)
     assert extracted["log_weight"].shape == (400,)
+
+
+@pytest.mark.parametrize(
+    "plot",
+    ["plot_trace", "plot_rank", "plot_pair", "plot_dist", "plot_forest", "plot_ess"],
+)
+def test_arviz_plots_it(tree, plot):
+    names = ["speed", "x.y"]
+    drawn = getattr(arviz_plots, plot)(tree, var_names=names, backend="matplotlib")
+    figure = drawn.viz["figure"].item()
+    assert figure.axes
+    figure.canvas.draw()
+    plt.close(figure)
 
 
 def test_from_draws_and_chains(tmp_path):
