@@ -16,21 +16,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from ebm_pp.checkpoint import load, save
 from ebm_pp.comparison import compare
 from ebm_pp.config import FitConfig
+from ebm_pp.data import columns
 from ebm_pp.datatree import to_datatree
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
+from ebm_pp.evidence import Labels
 from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
-from ebm_pp.plots import plot_energy_on_circle, plot_pairs, plot_training, plot_weights
 from ebm_pp.pool import n_rows, pick
-from ebm_pp.report import write_report
+from ebm_pp.report import pictures, write_report
 from ebm_pp.sampling import importance_sample, resample
 from ebm_pp.training import Fit, fit
 
@@ -115,14 +115,15 @@ def write_run(
     held_out: Sites,
     out: Path,
     *,
-    groups: Int[Tensor, " rows"] | None = None,
+    groups: Labels | None = None,
     spec: str = "",
     seed: int = 0,
 ) -> Report:
     """Diagnoses a fit on held-out rows and writes everything a reader needs into a folder.
 
     Files: `fit.pt` (see `checkpoint`), `held_out.npz`, `run.json`, `report.txt`, `draws.nc`
-    (ArviZ), and the pictures `training.png`, `weights.png`, `pairs.png`, `energy_SITE.png`.
+    (ArviZ), and the pictures `weights.png`, `pairs.png`, `moments.png`, `terms.png`,
+    `energy_SITE.png`, `training.png`.
     """
     out.mkdir(parents=True, exist_ok=True)
     save(result, out / "fit.pt")
@@ -130,32 +131,20 @@ def write_run(
     np.savez_compressed(out / "held_out.npz", **arrays)
     (out / "run.json").write_text(json.dumps({"program": spec, "seed": seed}) + "\n")
     if groups is not None:
-        np.save(out / "groups.npy", groups.cpu().numpy())
+        np.save(out / "groups.npy", np.asarray(groups))
     return _write_diagnosis(result, held_out, out, seed, groups)
 
 
 def _write_diagnosis(
-    result: Fit, held_out: Sites, out: Path, seed: int, groups: Int[Tensor, " rows"] | None = None
+    result: Fit, held_out: Sites, out: Path, seed: int, groups: Labels | None = None
 ) -> Report:
     report = diagnose(result, held_out, groups=groups, seed=seed)
     (out / "report.txt").write_text(f"{result.status.value} {result.detail}\n\n{report}\n")
     tree = to_datatree(result, data=held_out, seed=seed)
     tree.to_netcdf(out / "draws.nc", engine="h5netcdf")
-    draws = importance_sample(result, 4 * n_rows(held_out), seed=seed)
-    corrected = resample(draws, max(n_rows(held_out), 2000), seed=seed)
-    with torch.no_grad():
-        log_weights = result.model.log_density(held_out) - result.generator.log_prob(held_out)
-    figures = {
-        "training": plot_training(result),
-        "weights": plot_weights(draws.log_weights, log_weights),
-        "pairs": plot_pairs(result.model, held_out, corrected),
-    }
-    for name, site in result.model.sites.items():
-        if site.circular and not site.shape:
-            figures[f"energy_{name}"] = plot_energy_on_circle(result, held_out, name)
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=110)
-        plt.close(figure)
+    for picture in pictures(result, held_out, report, seed):
+        picture.figure.savefig(out / f"{picture.name}.png", dpi=110)
+        plt.close(picture.figure)
     return report
 
 
@@ -196,16 +185,16 @@ def _report(options: argparse.Namespace) -> int:
 
 def _sample(options: argparse.Namespace) -> int:
     result, _, _, _ = _read_run(options.run, None)
+    if options.n < 1:
+        raise DataError(f"--n {options.n}: expected at least 1.")
     n = options.n if options.weighted else 4 * options.n  # so that few rows appear twice
     draws = importance_sample(result, max(n, 1000), seed=options.seed)
     weights = log_partition_from_weights(draws.log_weights)
-    rows = {name: value[: options.n] for name, value in draws.values.items()}
-    if not options.weighted:
-        rows = resample(draws, options.n, seed=options.seed)
-    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in rows.items()}
     if options.weighted:
-        arrays["log_weight"] = draws.log_weights[: options.n].cpu().numpy()
-    write_rows(arrays, options.out)
+        rows = pick({**draws.values, "log_weight": draws.log_weights}, slice(options.n))
+    else:
+        rows = resample(draws, options.n, seed=options.seed)
+    write_rows({name: value.cpu() for name, value in rows.items()}, options.out)
     print(f"Wrote {options.n} draws to {options.out}. Weights: ESS/n {weights.ess:.3f}, "
           f"Pareto k {weights.pareto_k:.2f}.")  # fmt: skip
     if weights.pareto_k <= threshold(len(draws.log_weights)):
@@ -233,9 +222,7 @@ def _compare(options: argparse.Namespace) -> int:
     return int(table.warning.any())
 
 
-def _read_run(
-    out: Path, data: Path | None
-) -> tuple[Fit, Sites, Int[Tensor, " rows"] | None, dict[str, Any]]:
+def _read_run(out: Path, data: Path | None) -> tuple[Fit, Sites, Tensor | None, dict[str, Any]]:
     """What `fit` wrote: the fit, rows to judge it by, their groups, program and seed."""
     run = out / "run.json"
     if not run.is_file():
@@ -307,7 +294,7 @@ def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:
     return rows
 
 
-def write_rows(arrays: dict[str, Any], path: Path) -> None:
+def write_rows(rows: Sites, path: Path) -> None:
     """Writes rows as `read_rows` reads them: a column a number, named x or x[0], x[1], ...
 
     Raises:
@@ -315,15 +302,10 @@ def write_rows(arrays: dict[str, Any], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in rows.items()}
         np.savez_compressed(path, **arrays)
         return
-    columns = {}
-    for name, value in arrays.items():
-        flat = value.reshape(len(value), -1)
-        several = value.ndim > 1
-        for j in range(flat.shape[1]):
-            columns[f"{name}[{j}]" if several else name] = flat[:, j]
-    table = pd.DataFrame(columns)
+    table = pd.DataFrame({name: column.numpy() for name, column in columns(rows).items()})
     if path.suffix == ".parquet":
         table.to_parquet(path)
     elif path.suffix in (".csv", ".gz"):

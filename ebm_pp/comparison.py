@@ -15,14 +15,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from numpy.typing import NDArray
+from jaxtyping import Float
 from torch import Tensor
 
 from ebm_pp.errors import DataError
+from ebm_pp.evidence import Labels, rows_and_labels
 from ebm_pp.moments import mean_squared_error
 from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
@@ -36,7 +35,7 @@ def compare(
     held_out: Mapping[str, Any],
     *,
     n: int = 20_000,
-    groups: Int[Tensor, " rows"] | NDArray[np.integer] | None = None,
+    groups: Labels | None = None,
     seed: int | None = 0,
 ) -> pd.DataFrame:
     """Fits ranked by the log-likelihood of rows that none of them was trained on.
@@ -45,7 +44,7 @@ def compare(
 
     Args:
         fits: by name, two at least.
-        held_out: rows of every site.
+        held_out: rows of every site; of more than 100,000 so many are taken.
         n: draws of each generator, for log Z.
         groups: a label per row; only rows of different groups count as independent.
         seed: of the draws; the global random stream is left alone.
@@ -61,7 +60,7 @@ def compare(
 
     Raises:
         ValueError: fewer than two fits.
-        DataError: the rows do not fit a program.
+        DataError: the rows do not fit a program, or groups are not one label a row.
         ProgramError: the density or log q of a draw is not a number.
 
     Example:
@@ -80,12 +79,11 @@ def compare(
         with seeded(seed):
             _, log_density, log_q = propose(fit, n)
         log_z = log_partition_from_weights(log_density - log_q)
-        rows = fit.model.check(held_out)
+        rows, labels = rows_and_labels(fit.model, held_out, groups)
         scores.append(log_density_of(fit.model, rows).double().cpu() - log_z.value)
         errors.append(log_z.standard_error)
         warnings.append(not log_z.pareto_k <= threshold(n))
     each = torch.stack(scores)
-    labels = None if groups is None else torch.as_tensor(groups)
     rows_n = each.shape[1]
     squared = torch.tensor(errors, dtype=torch.float64).square()
     elpd = each.sum(1)

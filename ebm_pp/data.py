@@ -1,5 +1,7 @@
 """Checking a user's rows against the sites of a model. Nothing is clamped, dropped or repaired.
 
+`columns` names single numbers of rows as tables do, `x` or `x[0]`, `x[1]`, ...
+
 Every check is vectorised over rows, one piece of them after the other, so that files larger than
 memory can be checked; messages give the count and the first row numbers.
 """
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from pyro.distributions import constraints
 from torch import Tensor
 
@@ -28,6 +31,22 @@ FAULTS = {  # what is wrong with rows: what to do
     "lie on the boundary of {support}": "An unconstrained flow cannot reach it: rescale, or "
     "jitter inside.",
 }
+
+
+def columns(x: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " n"]]:
+    """Every number of every site as a column of its own.
+
+    Example:
+        >>> list(columns({"angle": torch.zeros(5), "x": torch.zeros(5, 2)}))
+        ['angle', 'x[0]', 'x[1]']
+    """
+    found = {}
+    for name, value in x.items():
+        flat = value.reshape(len(value), -1)
+        several = flat.shape[1] > 1
+        for j, column in enumerate(flat.T):
+            found[f"{name}[{j}]" if several else name] = column
+    return found
 
 
 def check_rows(

@@ -22,13 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Int
-from numpy.typing import NDArray
-from torch import Tensor
-
-from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, measure
+from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, Labels, measure
 from ebm_pp.moments import Gap, family_threshold, moment_gaps
 from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
 from ebm_pp.policy_verdict import explain_policy, healthy_policy, policy_rows
@@ -100,7 +94,7 @@ def diagnose(
     data: Mapping[str, Any] | None,
     n: int = 4000,
     *,
-    groups: Int[Tensor, " rows"] | NDArray[np.integer] | None = None,
+    groups: Labels | None = None,
     seed: int | None = 0,
 ) -> Report:
     """Draws from the generator and says what the draws, log Z and the fit are worth.
@@ -127,8 +121,7 @@ def diagnose(
     (bounds on log Z).
     """
     with seeded(seed):
-        labels = None if groups is None else torch.as_tensor(groups)
-        found = measure(fit, data, n, CHAINS, labels)
+        found = measure(fit, data, n, CHAINS, groups)
     problems = _problems(found)
     where, verdict = _explain(problems, found)
     return Report(_rows(found, problems), verdict, problems, where, found)

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
@@ -37,6 +39,7 @@ from ebm_pp.stored import representative
 
 ROWS_TRIED = 100  # rows beyond reach that are looked at more closely
 USABLE_ESS = 0.1  # fraction; below it ten draws are worth less than one
+Labels = Int[Tensor, " rows"] | NDArray[np.integer]  # rows of one label go together
 CONDITIONAL = "the soft-optimal policy's, start states given"
 JOINT = "joint density of trajectories, one log Z for all starts"
 
@@ -132,7 +135,7 @@ def measure(
     data: Mapping[str, Any] | None,
     n: int,
     chains: int,
-    groups: Int[Tensor, " rows"] | None = None,
+    groups: Labels | None = None,
 ) -> Evidence:
     """Every measurement, from `n` draws of q; uses the random stream as it stands.
 
@@ -144,24 +147,20 @@ def measure(
         GeneratorError: no draw has any weight.
     """
     model = fit.model
-    rows = None
+    rows, labels = None, None
     if data is not None:
-        stored = model.stored(data)
-        if groups is not None:
-            _require_labels(groups, len(next(iter(stored.values()))))
-            groups = representative({"groups": groups})["groups"]
-        rows = representative(stored)
+        rows, labels = rows_and_labels(model, data, groups)
     x, log_density, log_q = propose(fit, n)
     log_weights = log_density - log_q
     log_z = log_partition_from_weights(log_weights)
     walked = walk(x, log_density, log_q, chains)
     if model.layout is not None:
-        return _of_trajectories(fit, rows, x, log_weights, walked, groups)
+        return _of_trajectories(fit, rows, x, log_weights, walked, labels)
     z, _ = model.unconstrain(x)
     z_walk, _ = model.unconstrain({k: v.flatten(0, 1) for k, v in walked.values.items()})
     ess, rhat = _mixing(model, walked, z_walk)
     z_data = z_walk if rows is None else model.unconstrain(rows)[0]
-    at_data = None if rows is None else _at_data(fit, rows, x, log_weights, log_z, groups)
+    at_data = None if rows is None else _at_data(fit, rows, x, log_weights, log_z, labels)
     leak, z_base = _leak(fit, n, log_weights, log_z.value) if model.proper else (None, z[:0])
     outside = z_base if at_data is None else z_data[at_data.side.beyond]
     some = outside[torch.randperm(len(outside))[:ROWS_TRIED]]
@@ -314,6 +313,22 @@ def _statistics(
         names = list(terms)
     found |= {f"term {name}": terms[name] for name in names}
     return found, found_draws | {f"term {name}": terms_draws[name] for name in names}
+
+
+def rows_and_labels(
+    model: EnergyModel, data: Mapping[str, Any], groups: Labels | None
+) -> tuple[Sites, Int[Tensor, " m"] | None]:
+    """The rows that stand for the data, at most 100,000 spread over all, and their labels.
+
+    Raises:
+        DataError: the data do not fit the program, or groups are not one label a row.
+    """
+    stored, labels = model.stored(data), None
+    if groups is not None:
+        labels = torch.as_tensor(groups)
+        _require_labels(labels, len(next(iter(stored.values()))))
+        labels = representative({"groups": labels})["groups"]
+    return representative(stored), labels
 
 
 def _require_labels(groups: Tensor, rows: int) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report
 from ebm_pp.moments import family_threshold
@@ -75,7 +76,7 @@ def plot_pairs(
         sites: only these sites.
     """
     names = sites or list(model.sites)
-    left, right = _columns(model, data, names), _columns(model, draws, names)
+    left, right = _columns(data, names), _columns(draws, names)
     labels = list(left)
     d = len(labels)
     figure = plt.figure(figsize=(2.3 * d + 1, 2.3 * d + 0.6), layout="constrained")
@@ -147,16 +148,10 @@ def plot_energy_on_circle(fit: Fit, data: Sites, site: str, rows: int = 6) -> Fi
     return figure
 
 
-def _columns(model: EnergyModel, x: Sites, names: list[str]) -> dict[str, NDArray[Any]]:
+def _columns(x: Sites, names: list[str]) -> dict[str, NDArray[Any]]:
     """One column per coordinate of the constrained sites."""
-    found = {}
-    for name in names:
-        value = x[name].detach().cpu().double()
-        flat = value.reshape(len(value), -1).numpy()
-        several = flat.shape[1] > 1
-        for j in range(flat.shape[1]):
-            found[f"{name}[{j}]" if several else name] = flat[:, j]
-    return found
+    found = columns({name: x[name].detach().cpu().double() for name in names})
+    return {label: column.numpy() for label, column in found.items()}
 
 
 def _is_angle(model: EnergyModel, label: str) -> bool:

@@ -6,17 +6,18 @@ import html
 import importlib.metadata
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
-from jaxtyping import Int
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from ebm_pp.density import Sites
+from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import ProgramError
+from ebm_pp.evidence import Labels
 from ebm_pp.plots import (
     plot_energy_on_circle,
     plot_factors,
@@ -26,13 +27,26 @@ from ebm_pp.plots import (
     plot_weights,
 )
 from ebm_pp.pool import n_rows
-from ebm_pp.sampling import importance_sample, resample, slices
+from ebm_pp.sampling import importance_sample, log_density_of, resample, slices
 from ebm_pp.training import Fit
 from ebm_pp.uncertainty import MOST, readable, standard_errors
 
-PAIRS_AT_MOST = 6  # sites in the picture of pairs: more would be too small to see
+COLUMNS = 8  # numbers in the picture of all pairs: more would be too small to see
 
-Picture = tuple[str, str, Figure]  # heading, what it shows, the figure
+
+class Picture(NamedTuple):
+    """A picture of a fit.
+
+    name: of its file.
+    heading: above it.
+    caption: what it shows, and how to read it.
+    figure: itself.
+    """
+
+    name: str
+    heading: str
+    caption: str
+    figure: Figure
 
 
 def write_report(
@@ -40,7 +54,7 @@ def write_report(
     held_out: Sites,
     path: str | Path,
     *,
-    groups: Int[Tensor, " rows"] | None = None,
+    groups: Labels | None = None,
     title: str = "fit",
     seed: int | None = 0,
 ) -> Report:
@@ -63,77 +77,80 @@ def write_report(
         GeneratorError: no draw of the generator has any weight.
     """
     report = diagnose(fit, held_out, groups=groups, seed=seed)
-    pictures = _pictures(fit, held_out, report, seed)
-    page = _page(fit, held_out, report, pictures, groups, title, seed)
-    for _, _, figure in pictures:
-        plt.close(figure)
+    shown = pictures(fit, held_out, report, seed)
+    page = _page(fit, held_out, report, shown, groups, title, seed)
+    for picture in shown:
+        plt.close(picture.figure)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return report
 
 
-def _pictures(fit: Fit, held_out: Sites, report: Report, seed: int | None) -> list[Picture]:
+def pictures(fit: Fit, held_out: Sites, report: Report, seed: int | None) -> list[Picture]:
+    """Every picture of a fit and its report, for the page or for files; the caller closes them."""
     model = fit.model
     draws = importance_sample(fit, max(4 * n_rows(held_out), 4000), seed=seed)
     corrected = resample(draws, max(n_rows(held_out), 2000), seed=seed)
     with torch.no_grad():
-        at_rows = torch.cat([model.log_density(x) - fit.generator.log_prob(x)
-                             for x in slices(held_out)])  # fmt: skip
-    some = sorted(model.sites, key=lambda name: -model.sites[name].dim)[-PAIRS_AT_MOST:]
-    shown = [name for name in model.sites if name in some and model.sites[name].dim <= 8]
+        log_q = torch.cat([fit.generator.log_prob(x) for x in slices(held_out)])
+    at_rows = log_density_of(model, held_out) - log_q
     found = [
-        (
+        Picture(
+            "weights",
             "Importance weights",
             "Log weights of the generator's draws (orange) and of held-out rows (blue). Two "
             "narrow peaks at one place are a good fit; rows far to the right of all draws are "
             "where the generator misses a mode.",
             plot_weights(draws.log_weights, at_rows),
-        )
-    ]
-    if shown:
-        found.append(
-            (
-                "Data beside draws",
-                "Every pair of sites: data in blue below the diagonal, weighted draws in orange "
-                "above it.",
-                plot_pairs(model, held_out, corrected, shown),
-            )
-        )
-    found.append(
-        (
+        ),
+        Picture(
+            "moments",
             "Moments",
             "By how many standard errors the data's mean of each statistic is above the "
             "model's. Beyond the dashed lines a factor is wrong or missing.",
             plot_moment_gaps(report),
-        )
-    )
-    found.append(
-        (
+        ),
+        Picture(
+            "terms",
             "Terms of the density",
             "What every site and factor contributes, at data (blue) and at weighted draws "
             "(orange): 5th to 95th percentile and mean.",
             plot_factors(model, held_out, corrected),
-        )
-    )
+        ),
+    ]
+    if shown := _few(model):
+        caption = "Data in blue below the diagonal, weighted draws in orange above it."
+        pairs = plot_pairs(model, held_out, corrected, shown)
+        found.insert(1, Picture("pairs", "Data beside draws", caption, pairs))
     for name, site in model.sites.items():
         if site.circular and not site.shape:
             caption = f"The energy along {name}, all other sites held at rows of the data."
-            found.append(
-                (f"Energy along {name}", caption, plot_energy_on_circle(fit, held_out, name))
-            )
+            circle = plot_energy_on_circle(fit, held_out, name)
+            found.append(Picture(f"energy_{name}", f"Energy along {name}", caption, circle))
     if fit.history:
         caption = "Diagnosis of every round of the training."
-        found.append(("Training", caption, plot_training(fit)))
+        found.append(Picture("training", "Training", caption, plot_training(fit)))
     return found
+
+
+def _few(model: EnergyModel) -> list[str]:
+    """As many sites, in their order, as a picture of all pairs has room for."""
+    names, room = [], COLUMNS
+    for name, site in model.sites.items():
+        size = math.prod(site.shape)
+        if size <= room:
+            names.append(name)
+            room -= size
+    return names
 
 
 def _page(
     fit: Fit,
     held_out: Sites,
     report: Report,
-    pictures: list[Picture],
-    groups: Int[Tensor, " rows"] | None,
+    shown: list[Picture],
+    groups: Labels | None,
     title: str,
     seed: int | None,
 ) -> str:
@@ -141,18 +158,12 @@ def _page(
     head, _, rest = report.verdict.partition(": ")
     mark = "good" if report.ok else "bad"
     ended = text(f"{fit.status.value} {fit.detail}".strip())
-    figures = "".join(_figure(i, *picture) for i, picture in enumerate(pictures))
-    rows = "".join(
-        f'<tr class="{"" if row.verdict in ("", "ok") else "off"}"><th scope="row">'
-        f"{text(row.name)}</th><td>{text(row.text)}</td><td>{text(row.wanted)}</td>"
-        f"<td>{text(row.verdict)}</td></tr>"
-        for row in report.rows
-    )
-    sites = "".join(
-        f'<tr><th scope="row">{text(site)}</th><td>{text(str(known.shape))}</td>'
-        f"<td>{text(str(known.support))}</td></tr>"
-        for site, known in fit.model.sites.items()
-    )
+    figures = "".join(map(_figure, shown))
+    off = [row.verdict not in ("", "ok") for row in report.rows]
+    measured = [(row.name, row.text, row.wanted, row.verdict) for row in report.rows]
+    numbers = _table("Measurements", ("measured", "value", "wanted", "verdict"), measured, off)
+    declared = [(s.name, str(s.shape), str(s.support)) for s in fit.model.sites.values()]
+    sites = _table("Sites", ("site", "shape", "support"), declared)
     settings = dataclasses.asdict(fit.config) | {"seed of this page": seed}
     listed = "".join(f"<dt>{text(k)}</dt><dd>{text(str(v))}</dd>" for k, v in settings.items())
     packages = ("ebm-pp", "torch", "pyro-ppl", "arviz-base", "arviz-stats")
@@ -167,25 +178,18 @@ def _page(
 <p>How training ended: {ended}</p>
 <nav aria-label="On this page"><a href="#numbers">Numbers</a> <a href="#pictures">Pictures</a>
 <a href="#parameters">Parameters</a> <a href="#settings">Settings</a></nav></header>
-<main><section id="numbers"><h2>Numbers</h2><div class="wide" tabindex="0" role="region"
-aria-label="Measurements"><table><thead><tr><th scope="col">measured</th><th scope="col">value</th>
-<th scope="col">wanted</th><th scope="col">verdict</th></tr></thead><tbody>{rows}</tbody></table>
-</div><p>{n_rows(held_out)} held-out rows, {report.evidence.n} draws of the generator.</p>
-</section>
+<main><section id="numbers"><h2>Numbers</h2>{numbers}
+<p>{n_rows(held_out)} held-out rows, {report.evidence.n} draws of the generator.</p></section>
 <section id="pictures"><h2>Pictures</h2>{figures}</section>
 <section id="parameters"><h2>Parameters</h2>{_parameters(fit, held_out, groups, seed)}</section>
-<section id="settings"><h2>Settings</h2><div class="wide" tabindex="0" role="region"
-aria-label="Sites"><table><thead><tr><th scope="col">site</th><th scope="col">shape</th>
-<th scope="col">support</th></tr></thead><tbody>{sites}</tbody></table></div>
+<section id="settings"><h2>Settings</h2>{sites}
 <details><summary>Configuration</summary><dl>{listed}</dl></details>
 <p>{fit.n_train} training rows; round {fit.best_round + 1} returned. {text(versions)}.</p>
 </section></main><script>{SCRIPT}</script></body></html>
 """
 
 
-def _parameters(
-    fit: Fit, held_out: Sites, groups: Int[Tensor, " rows"] | None, seed: int | None
-) -> str:
+def _parameters(fit: Fit, held_out: Sites, groups: Labels | None, seed: int | None) -> str:
     """The program's own parameters, not its networks', with errors from the held-out scores."""
     named = {
         name: p
@@ -199,36 +203,49 @@ def _parameters(
         found = standard_errors(fit, held_out, list(named), groups=groups, seed=seed)
     except ProgramError as error:
         return f"<p>No standard errors: {html.escape(str(error))}</p>"
-    lines = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{value:.4g}</td><td>{error:.2g}</td>'
-        f"<td>{html.escape(factor)}</td></tr>"
-        for name, value, error, factor in zip(
-            found.names, found.values.tolist(), found.standard_errors.tolist(), found.factors,
-            strict=True,
-        )
-    )  # fmt: skip
+    numbers = zip(found.values.tolist(), found.standard_errors.tolist(), strict=True)
+    texts = [(f"{value:.4g}", f"{error:.2g}") for value, error in numbers]
+    rows = [
+        (name, *text, factor)
+        for name, text, factor in zip(found.names, texts, found.factors, strict=True)
+    ]
+    table = _table("Parameters", ("parameter", "value", "standard error", "factors"), rows)
     note = "" if found.ok else f"<p>{html.escape(found.verdict)}</p>"
     return (
-        '<div class="wide" tabindex="0" role="region" aria-label="Parameters"><table><thead><tr>'
-        '<th scope="col">parameter</th><th scope="col">value</th>'
-        '<th scope="col">standard error</th><th scope="col">factors</th></tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>{note}"
-        "<p>Standard errors are those of maximum likelihood from the training rows' number, "
-        "networks held fixed.</p>"
+        f"{table}{note}<p>Standard errors are those of maximum likelihood from as many rows as "
+        "were trained on, networks held fixed.</p>"
     )
 
 
-def _figure(index: int, heading: str, caption: str, figure: Figure) -> str:
-    buffer = io.BytesIO()
-    width = figure.get_figwidth()
-    figure.savefig(buffer, format="png", dpi=min(110, math.ceil(1400 / width)))
-    data = base64.b64encode(buffer.getvalue()).decode()
-    alt = html.escape(f"{heading}. {caption}", quote=True)
+def _table(
+    label: str,
+    head: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    off: Sequence[bool] | None = None,
+) -> str:
+    """A table that scrolls by itself on a narrow screen; rows that are `off` stand out."""
+    top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    body = ""
+    for (name, *cells), bad in zip(rows, off or [False] * len(rows), strict=True):
+        rest = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        start = '<tr class="off">' if bad else "<tr>"
+        body += f'{start}<th scope="row">{html.escape(name)}</th>{rest}</tr>'
     return (
-        f'<figure><h3 id="picture{index}">{html.escape(heading)}</h3>'
-        f'<button type="button" class="zoom" aria-label="Enlarge: {html.escape(heading)}">'
-        f'<img src="data:image/png;base64,{data}" alt="{alt}"></button>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _figure(picture: Picture) -> str:
+    buffer = io.BytesIO()
+    width = picture.figure.get_figwidth()
+    picture.figure.savefig(buffer, format="png", dpi=min(110, math.ceil(1400 / width)))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    heading, caption = html.escape(picture.heading), html.escape(picture.caption)
+    return (
+        f'<figure><h3>{heading}</h3><button type="button" class="zoom" '
+        f'aria-label="Enlarge: {heading}"><img src="data:image/png;base64,{data}" '
+        f'alt="{heading}. {caption}"></button><figcaption>{caption}</figcaption></figure>'
     )
 
 

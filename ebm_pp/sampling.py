@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.generator import Generator
@@ -63,15 +64,13 @@ class Draws(NamedTuple):
         """What the draws are worth, and the weighted mean and spread of every site's numbers."""
         log_z, n = log_partition_from_weights(self.log_weights), len(self.log_weights)
         weights = torch.softmax(self.log_weights.double(), 0)
-        table: dict[str, list[str]] = {"site": [], "mean": [], "sd": []}
-        for name, value in self.values.items():
-            for j, column in enumerate(value.reshape(n, -1).double().T[:8]):
-                mean = weights @ column
-                table["site"].append(f"{name}[{j}]" if value.dim() > 1 else name)
-                table["mean"].append(f"{mean:.4g}")
-                table["sd"].append(f"{(weights @ (column - mean).square()).sqrt():.4g}")
-        worth = f"{n} draws of q, worth {n * log_z.ess:.0f}; Pareto k {log_z.pareto_k:.2f}."
-        return columns_as_html(table, worth)
+        named = columns(self.values)
+        x = torch.stack([column.double() for column in named.values()], 1)
+        mean, square = weights @ x, weights @ (x - weights @ x).square()
+        texts = [[f"{v:.4g}" for v in part.tolist()] for part in (mean, square.sqrt())]
+        table = {"site": list(named), "mean": texts[0], "sd": texts[1]}
+        worth = f"worth {n * log_z.ess:.0f}; Pareto k {log_z.pareto_k:.2f}."
+        return columns_as_html(table, f"{n} draws of q, {worth}")
 
 
 class Chains(NamedTuple):

@@ -25,19 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.errors import DataError, ProgramError
-from ebm_pp.evidence import Diagnosable
+from ebm_pp.errors import ProgramError
+from ebm_pp.evidence import Diagnosable, Labels, rows_and_labels
 from ebm_pp.pareto import psis, threshold
 from ebm_pp.pool import n_rows
 from ebm_pp.rows import columns_as_html, columns_as_text
 from ebm_pp.sampling import propose, seeded, slices
-from ebm_pp.stored import representative
 
 MOST = 500  # parameters: their Hessian takes as many backward passes
 FLAT = 1e-6  # of the largest eigenvalue of A, scaled to a unit diagonal: no curvature below it
@@ -117,7 +115,7 @@ def standard_errors(
     parameters: Sequence[str] | None = None,
     *,
     n: int = 10_000,
-    groups: Int[Tensor, " rows"] | NDArray[np.integer] | None = None,
+    groups: Labels | None = None,
     seed: int | None = 0,
 ) -> Uncertainty:
     """Standard errors of the parameters of named factors; see the module.
@@ -154,42 +152,20 @@ def standard_errors(
             "standard_errors: the program is a trajectory, whose log Z is one per start state; "
             "expected another program.\n  For tabular costs use ebm_pp.tabular_fit."
         )
-    rows = model.stored(data)
-    if groups is not None:
-        labels, size = torch.as_tensor(groups), n_rows(rows)
-        if len(labels) != size:
-            raise DataError(
-                f"groups has {len(labels)} labels; expected one per row ({size}).\n"
-                "  Take them from the same split as the data."
-            )
-        groups = representative({"groups": labels})["groups"]
-    x = representative(rows)
+    x, labels = rows_and_labels(model, data, groups)
     chosen = _chosen(model, parameters)
     with seeded(seed):
         y, log_density, log_q = propose(fit, n)
     smoothed, pareto_k = psis((log_density - log_q).double())
-    weights = torch.where(smoothed == -torch.inf, 0.0, smoothed.exp())
-    n_data = n_rows(x)
-    equal = torch.full((n_data,), 1 / n_data, dtype=torch.float64, device=model.device)
-    tensors = list(chosen.values())
-    s_data, hessian_data = _scores(model, x, equal, tensors)
-    s_draws, hessian_draws = _scores(model, y, weights, tensors)
-    centred = s_draws - weights @ s_draws
-    a = hessian_draws - hessian_data + centred.T @ (weights[:, None] * centred)
-    a = 0.5 * (a + a.T)
+    s, gap, a, moment = _information(model, x, y, smoothed.exp(), list(chosen.values()))
     jacobian, values, names, owner = _as_seen(model, chosen)
-    moment = weights @ s_draws.square()
-    _require_curved(
-        a, moment, names if len(names) == len(a) else [f"number {i}" for i in range(len(a))]
-    )
-    inverse = torch.linalg.inv(a)
-    gap = equal @ s_data - weights @ s_draws
-    n_train = fit.n_train or n_data
-    root = jacobian @ inverse
-    covariance = root @ _covariance(s_data, groups) @ root.T / n_train
+    _require_curved(a, moment, names if len(names) == len(a) else list(map(str, range(len(a)))))
+    root = jacobian @ torch.linalg.inv(a)
+    covariance = root @ _covariance(s, labels) @ root.T / (fit.n_train or len(s))
+    factors = _factors(model, x, list(chosen.values()))
     return Uncertainty(
         names=tuple(names),
-        factors=tuple(_factors(model, x, tensors)[i] for i in owner),
+        factors=tuple(factors[i] for i in owner),
         values=values,
         standard_errors=covariance.diagonal().sqrt(),
         covariance=covariance,
@@ -197,6 +173,23 @@ def standard_errors(
         pareto_k=pareto_k,
         draws=n,
     )
+
+
+def _information(
+    model: EnergyModel,
+    x: Sites,
+    y: Sites,
+    weights: Float[Tensor, " m"],
+    parameters: list[Tensor],
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, " k"], Float[Tensor, "k k"], Float[Tensor, " k"]]:
+    """The scores of the rows, the gradient of l, A, and E_W[s^2]."""
+    equal = torch.full((n_rows(x),), 1 / n_rows(x), dtype=torch.float64, device=model.device)
+    s_data, hessian_data = _scores(model, x, equal, parameters)
+    s_draws, hessian_draws = _scores(model, y, weights, parameters)
+    centred = s_draws - weights @ s_draws
+    a = hessian_draws - hessian_data + centred.T @ (weights[:, None] * centred)
+    gap = equal @ s_data - weights @ s_draws
+    return s_data, gap, 0.5 * (a + a.T), weights @ s_draws.square()
 
 
 def _chosen(model: EnergyModel, endings: Sequence[str] | None) -> dict[str, Tensor]:

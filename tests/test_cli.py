@@ -58,6 +58,7 @@ def test_fit_then_diagnose(folder, capsys):
     names = {path.name for path in out.iterdir()}
     assert names >= {"fit.pt", "draws.nc", "held_out.npz", "run.json", "report.txt"}
     assert names >= {"training.png", "weights.png", "pairs.png", "energy_angle.png"}
+    assert names >= {"moments.png", "terms.png"}
     assert json.loads((out / "run.json").read_text())["program"] == spec
     assert cli.main(["diagnose", str(out)]) == code
     again = capsys.readouterr().out
@@ -92,6 +93,7 @@ def test_sample_writes_what_the_program_reads(run, program, capsys):
     assert list(table) == ["angle", "x[0]", "x[1]", "log_weight"]
     assert table["log_weight"].std() > 0
     assert cli.main(["sample", str(run / "one"), "--out", str(run / "draws.txt")]) == 2
+    assert cli.main(["sample", str(run / "one"), "--n", "0", "--out", str(weighted)]) == 2
 
 
 def test_compare_ranks_runs_on_the_same_rows(run, capsys):

@@ -117,7 +117,9 @@ def test_bad_weights_warn():
 
 def test_arviz_plots_it():
     table = compare({"a": fitted(0.0), "b": fitted(1.0)}, {"x": torch.randn(50)}, n=100)
-    arviz_plots.plot_compare(table, backend="matplotlib")
+    (ax,) = arviz_plots.plot_compare(table, backend="matplotlib").viz["figure"].item().axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == list(table.index)
+    assert {"a", "b"} == set(table.index)
 
 
 def test_what_cannot_be_compared():

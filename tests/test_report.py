@@ -5,6 +5,8 @@ import shutil
 from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ from ebm_pp import (
 )
 from ebm_pp.cli import main, write_run
 from ebm_pp.plots import plot_factors, plot_moment_gaps
-from ebm_pp.report import write_report
+from ebm_pp.report import _few, write_report
 from models import gaussian
 
 SHORT = FitConfig(
@@ -77,6 +79,16 @@ def test_one_page_with_verdict_pictures_and_parameters(fitted, held_out, tmp_pat
     assert len(text) < 3e6
     assert "coupling_weights[0]" in text
     assert plt.get_fignums() == open_before
+
+
+def test_the_picture_of_pairs_leaves_out_what_has_no_room():
+    def program():
+        pyro.sample("many", dist.Normal(torch.zeros(9), 1.0).to_event(1))
+        pyro.sample("some", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+        pyro.sample("too", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("one", dist.Normal(0.0, 1.0))
+
+    assert _few(EnergyModel(program)) == ["some", "one"]
 
 
 def test_a_bad_fit_is_said_to_be_bad_at_the_top(held_out, tmp_path):
