@@ -147,6 +147,29 @@ def test_constrained_parameters_are_reported_as_the_program_sees_them(program):
     assert found.standard_errors.item() == pytest.approx(exact, rel=0.05)
 
 
+@pytest.mark.parametrize("width", [0.8, 1.3])
+def test_curvature_of_a_nonlinear_parameter_away_from_the_maximum(width):
+    """In u = log s, f = -exp(-2 u) / 2, T = x^2: A = f'' (E_p[T] - mean T) + f'^2 Var_p[T]."""
+    n, s = 20_000, 0.7
+    variance = 1 / (1 / 9 + 1 / s**2)
+    x = width * variance**0.5 * torch.randn(n, 1)
+    fit = SimpleNamespace(
+        model=EnergyModel(scaled),
+        generator=Exact(torch.zeros(1), variance * torch.eye(1)),
+        offset=0.0,
+        n_train=n,
+    )
+    found = standard_errors(fit, {"x": x}, n=200_000)
+    slope, bend = s**-2, -2 * s**-2
+    t = x.square()
+    a = bend * (variance - t.mean()) + slope**2 * 2 * variance**2
+    assert abs(bend * (variance - t.mean())) > 0.2 * a  # the second derivatives matter
+    exact = s * slope * t.std() / a / n**0.5  # s: from u to s
+    step = s * slope * (t.mean() - variance) / a
+    assert found.standard_errors.item() == pytest.approx(exact.item(), rel=0.03)
+    assert found.shift.item() == pytest.approx(step.item(), rel=0.03)
+
+
 class Twice(nn.Module):
     """Two weights that do the same, and a constant that does nothing."""
 
