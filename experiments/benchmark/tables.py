@@ -13,7 +13,7 @@ LEVELS = {True: (0.1, 0.02), False: (0.5, 0.1)}  # KL in the plane, and beyond
 UNKNOWN = ("digits", "wind")  # problems scored by log-likelihood
 
 NOTES = f"""
-{TRAIN:,} training rows (digits 1,437; wind 14,000), {TEST:,} test rows (digits 360). KL: of the
+{TRAIN:,} training rows (digits 1,150; wind 14,000), {TEST:,} test rows (digits 360). KL: of the
 truth from the model, nats, paired on the test rows; for digits and wind minus the held-out
 log-likelihood, in the sites' units. Medians over seeds, smallest and largest in brackets. SE: of
 one seed's KL, that of log Z included. log Z is by a grid in the plane; beyond by importance
