@@ -30,7 +30,12 @@ import ebm_pp
 from ebm_pp.plots import plot_moment_gaps, plot_pairs, plot_training, plot_weights
 from models.planar import log_moons, moons
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # faster than many for networks of this size
+
+# %% tags=["parameters"]
+rounds = 15
+
+# %%
 train, held_out, test = moons(8192, seed=1), moons(2000, seed=2), moons(4000, seed=3)
 
 
@@ -58,11 +63,12 @@ model = ebm_pp.EnergyModel(Moons())
 # %% [markdown]
 # ## Fitting
 #
-# `FitConfig.fast()` is for a first look; leave `config` out for the default, which takes twice as
-# long and gets closer. The last line says how it ended, in words.
+# `FitConfig.fast()` is for a first look; leave `config` out for the default, which takes three
+# times as long and gets closer. The last line says how it ended, in words.
 
 # %%
-fit = ebm_pp.fit(model, train, held_out=held_out, config=ebm_pp.FitConfig.fast(progress=False))
+config = ebm_pp.FitConfig.fast(rounds=rounds)
+fit = ebm_pp.fit(model, train, held_out=held_out, config=config)
 print(fit)
 
 # %% [markdown]

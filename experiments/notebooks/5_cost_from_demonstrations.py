@@ -35,7 +35,12 @@ from ebm_pp.trajectory import trajectory
 from ebm_pp.trajectory_report import trajectory_report
 from models import linear_quadratic as lq
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # faster than many for networks of this size
+
+# %% tags=["parameters"]
+rounds = 30
+
+# %%
 truth = lq.imitation(noise=0.0)
 driver = lq.solve(truth)
 
@@ -98,7 +103,7 @@ class Driver(nn.Module):
 
 # %%
 model = EnergyModel(Driver())
-fitted = fit(model, train, config=FitConfig.trajectories(30, rounds=30, progress=False))
+fitted = fit(model, train, config=FitConfig.trajectories(30, rounds=rounds))
 print(fitted)
 
 learned = fitted.model.program.log_weights.detach().exp()
