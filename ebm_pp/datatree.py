@@ -4,14 +4,24 @@
 |---|---|---|
 | posterior | chain, draw | each site, from independence-MH chains: draws of p_theta |
 | sample_stats | chain, draw | log_density, log_q, log_weight, energy, acceptance of every state |
+| posterior_predictive | chain, draw, row | data sets drawn from p_theta, for `plot_ppc_dist` |
 | proposal | chain (one), draw | each site as the generator drew it, and log_weight |
 | observed_data | row | the data |
 | log_likelihood | chain, draw (one each), row | log p~ - log Z of the data |
 | training | round | the history of the fit |
 
-"posterior" is ArviZ's word for the draws to summarise. A fit has no draws of its parameters, so
-the log likelihood has a single chain and draw: leave-one-out needs more and does not apply. A `/`
-in a site's name is written `.`, because it would be a path in the tree.
+"posterior" is ArviZ's word for the draws to summarise. The log likelihood of a fit has a single
+chain and draw, with which leave-one-out can do nothing. With `uncertainty`, what `standard_errors`
+found, the tree is about the learned parameters instead, and `loo`, `plot_khat`, `compare` apply:
+
+| group | dimensions | content |
+|---|---|---|
+| posterior | chain, draw | each parameter, normal around the learned one (parameter_draws.py) |
+| sample_stats | chain, draw | log_partition and ess_fraction: log Z at these parameters |
+| log_likelihood | chain, draw, row | log p of the data at these parameters |
+
+and posterior_predictive, proposal, observed_data and training as above. A `/` in a site's name is
+written `.`, because it would be a path in the tree.
 
 Of a fit to trajectories every group has `states` (time, state) and `actions` (step, action),
 however the program named its sites, and `cost` (term), so that
@@ -39,19 +49,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.errors import DataError
 from ebm_pp.evidence import Diagnosable, cost_features
+from ebm_pp.parameter_draws import parameter_draws
 from ebm_pp.partition import Estimate, log_partition_from_weights
+from ebm_pp.pool import n_rows
 from ebm_pp.sampling import (
     Chains,
     Draws,
     log_density_of,
     metropolis,
     propose,
+    resample,
     seeded,
     slices,
     walk,
 )
 from ebm_pp.stored import representative
+from ebm_pp.uncertainty import Uncertainty
+
+REPLICATES, REPLICATE_ROWS = 15, 2000  # data sets a chain, and at most so many rows of each
+PARAMETER_DRAWS = 100  # a chain
+# Dimensions before those of the site: (row), (chain, draw, row); (chain, draw) in other groups.
+LEADING = {"observed_data": 1, "log_likelihood": 3, "posterior_predictive": 3}
 
 Variables = dict[str, NDArray[Any]]
 
@@ -80,17 +100,20 @@ def to_datatree(
     source: Recorded | Draws | Chains,
     *,
     data: Mapping[str, Any] | None = None,
+    uncertainty: Uncertainty | None = None,
     n: int = 4000,
     chains: int = 4,
     seed: int | None = 0,
 ) -> xarray.DataTree:
-    """An ArviZ `DataTree` of a fit, of weighted draws, or of chains.
+    """An ArviZ `DataTree` of a fit, of weighted draws, or of chains; see the module.
 
     Args:
         source: a fit (all groups), `Draws` (posterior, sample_stats, proposal) or `Chains`, for
             instance of `neutra_hmc` (posterior, sample_stats).
-        data: rows of every site, for observed_data and, with a fit, log_likelihood; of more than
-            100,000 so many are taken, spread over all of them.
+        data: rows of every site, for observed_data and, with a fit, log_likelihood and
+            posterior_predictive; of more than 100,000 so many are taken, spread over all of them.
+        uncertainty: of `standard_errors(fit, data)`, for a tree of the parameters; `data` are then
+            the rows trained on, as for any leave-one-out.
         n: draws of the generator; only for a fit.
         chains: number of chains through the draws.
         seed: of the draws and chains.
@@ -100,48 +123,88 @@ def to_datatree(
         and for a fit its status, configuration (JSON), offset and number of training rows.
 
     Raises:
-        DataError: the data do not fit the program.
+        DataError: the data do not fit the program, or `uncertainty` comes without fit or data.
         ProgramError: the density or log q of a draw is not a number.
         GeneratorError: no draw of the generator has any weight.
     """
-    groups: dict[str, Variables] = {}
+    if uncertainty and (data is None or isinstance(source, Chains | Draws)):
+        raise DataError(
+            "to_datatree: uncertainty came without a fit and data; expected both.\n"
+            "  Pass the fit and the rows it was trained on: to_datatree(fit, data=rows, ...)."
+        )
     attributes: dict[str, Any] = {"seed": "none" if seed is None else seed}
-    rows: Sites | None = None
-    values: Sites = {}
+    model: EnergyModel | None = None
+    draws: Draws | None = None
     if isinstance(source, Chains):
         groups = _chain_groups(source)
     elif isinstance(source, Draws):
-        groups = {**_walk(source, chains, seed), "proposal": _proposal(source)}
-        attributes |= _estimate(log_partition_from_weights(source.log_weights))
+        groups, draws = _walk(source, chains, seed) | {"proposal": _proposal(source)}, source
     else:
-        with seeded(seed):
-            values, log_density, log_q = propose(source, n)
-            walked = walk(values, log_density, log_q, chains)
-        draws = Draws(values, log_density - log_q)
-        groups = {
-            **_chain_groups(walked, source.model),
-            "proposal": _proposal(draws, source.model),
-        }
-        log_z = log_partition_from_weights(draws.log_weights)
-        attributes |= _estimate(log_z) | _record(source)
-        if data is not None:
-            rows = representative(source.model.stored(data))
-            log_likelihood = log_density_of(source.model, rows) - log_z.value
-            groups["log_likelihood"] = {"joint": _array(log_likelihood)[None, None]}
-    model = None if isinstance(source, Chains | Draws) else source.model
-    if model is None and data is not None:
-        rows = representative(data)
-    dims = _dims(groups["posterior"], 2, model) | {"joint": ["row"]}
-    coords = {} if model is None else _coordinates(model, groups["posterior"], values)
-    tree = arviz_base.from_dict(groups, dims=dims, coords=coords)
-    if rows is not None:
-        observed = _variables(rows, model)
-        dims = _dims(observed, 1, model)
-        tree.update(arviz_base.from_dict({"observed_data": observed}, dims=dims, coords=coords))
+        model = source.model
+        groups, draws = _fit_groups(source, data, uncertainty, n, chains, seed)
+        attributes |= _record(source)
+    if draws:
+        attributes |= _estimate(log_partition_from_weights(draws.log_weights))
+    if data is not None:
+        rows = representative(data if model is None else model.stored(data))
+        groups["observed_data"] = _variables(rows, model)
+    tree = _tree(groups, _trajectory_dims(model), _coordinates(model, draws))
     history = getattr(source, "history", ())
     if history:
         tree["training"] = xarray.DataTree(_training(history))
     tree.attrs.update(attributes | _versions())
+    return tree
+
+
+def _fit_groups(
+    source: Recorded,
+    data: Mapping[str, Any] | None,
+    uncertainty: Uncertainty | None,
+    n: int,
+    chains: int,
+    seed: int | None,
+) -> tuple[dict[str, Variables], Draws]:
+    """The groups of a fit but observed_data and training, and its draws."""
+    model = source.model
+    with seeded(seed):
+        values, log_density, log_q = propose(source, n)
+        walked = walk(values, log_density, log_q, chains)
+    draws = Draws(values, log_density - log_q)
+    groups = {**_chain_groups(walked, model), "proposal": _proposal(draws, model)}
+    if data is None:
+        return groups, draws
+    rows = representative(model.stored(data))
+    size = (chains, REPLICATES, min(n_rows(rows), REPLICATE_ROWS))
+    if uncertainty:
+        with seeded(seed):
+            of = parameter_draws(source, rows, uncertainty, n, (chains, PARAMETER_DRAWS), size[1:])
+        statistics = {"log_partition": of.log_partition, "ess_fraction": of.ess}
+        log_likelihood, replicates = of.log_likelihood, of.replicates
+        groups |= {"posterior": _variables(of.values), "sample_stats": _variables(statistics)}
+    else:
+        log_z = log_partition_from_weights(draws.log_weights)
+        log_likelihood = (log_density_of(model, rows) - log_z.value)[None, None]
+        drawn = resample(draws, math.prod(size), seed=seed)
+        replicates = {name: value.unflatten(0, size) for name, value in drawn.items()}
+    predictive = _variables(replicates, model)
+    joint = {"joint": _array(log_likelihood)}
+    return groups | {"log_likelihood": joint, "posterior_predictive": predictive}, draws
+
+
+def _tree(
+    groups: dict[str, Variables], known: dict[str, list[str]], coords: dict[str, list[Any]]
+) -> xarray.DataTree:
+    """Groups with names for their dimensions, each made apart: they differ in draws and rows."""
+    tree = xarray.DataTree()
+    for group, variables in groups.items():
+        leading = LEADING.get(group, 2)
+        rows = ["row"] if leading != 2 else []
+        dims = {
+            name: rows + known.get(name, [f"{name}_dim_{i}" for i in range(value.ndim - leading)])
+            for name, value in variables.items()
+        }
+        made = arviz_base.from_dict({group: variables}, dims=dims, coords=coords)
+        tree[group] = made[group]
     return tree
 
 
@@ -157,6 +220,39 @@ def _chain_groups(walked: Chains, model: EnergyModel | None = None) -> dict[str,
         flat = {name: value.flatten(0, 1) for name, value in walked.values.items()}
         statistics["energy"] = _array(_energy(model, flat).reshape(walked.log_q.shape))
     return {"posterior": _variables(walked.values, model), "sample_stats": statistics}
+
+
+def _at_data(
+    source: Recorded, rows: Sites, draws: Draws, log_z: float, chains: int, seed: int | None
+) -> dict[str, Variables]:
+    """log_likelihood of the rows, and posterior_predictive data sets beside them."""
+    log_likelihood = _array(log_density_of(source.model, rows) - log_z)[None, None]
+    size = (chains, REPLICATES, min(n_rows(rows), REPLICATE_ROWS))
+    drawn = resample(draws, math.prod(size), seed=seed)
+    replicates = {name: value.unflatten(0, size) for name, value in drawn.items()}
+    return {
+        "log_likelihood": {"joint": log_likelihood},
+        "posterior_predictive": _variables(replicates, source.model),
+    }
+
+
+def _of_parameters(
+    source: Recorded, rows: Sites, found: Uncertainty, n: int, chains: int, seed: int | None
+) -> dict[str, Variables]:
+    """The groups that a tree of the parameters has otherwise."""
+    with seeded(seed):
+        drawn = parameter_draws(
+            source, rows, found, n=n, size=(chains, PARAMETER_DRAWS),
+            replicates=(REPLICATES, min(n_rows(rows), REPLICATE_ROWS)),
+        )  # fmt: skip
+    return {
+        "posterior": _variables(drawn.values),
+        "sample_stats": _variables(
+            {"log_partition": drawn.log_partition, "ess_fraction": drawn.ess}
+        ),
+        "log_likelihood": {"joint": _array(drawn.log_likelihood)},
+        "posterior_predictive": _variables(drawn.replicates, source.model),
+    }
 
 
 @torch.no_grad()
@@ -201,20 +297,21 @@ def _trajectory_variables(x: Sites, model: EnergyModel) -> Variables:
     return {name: _array(part.unflatten(0, leading)) for name, part in parts.items()}
 
 
-def _coordinates(model: EnergyModel, variables: Variables, draws: Sites) -> dict[str, list[Any]]:
+def _coordinates(model: EnergyModel | None, draws: Draws | None) -> dict[str, list[Any]]:
     """Of trajectories: numbers of times, steps, states and actions; names of cost terms."""
-    if model.layout is None:
+    if model is None or model.layout is None or draws is None:
         return {}
+    one = _trajectory_variables({name: value[:1] for name, value in draws.values.items()}, model)
     found: dict[str, list[Any]] = {}
     for name, dims in _trajectory_dims(model).items():
-        sizes = variables[name].shape[2:]
-        found |= {dim: list(range(size)) for dim, size in zip(dims, sizes, strict=True)}
-    one = {name: value[:1] for name, value in draws.items()}
-    return found | {"term": list(cost_features(model, one))}
+        found |= {dim: list(range(n)) for dim, n in zip(dims, one[name].shape[1:], strict=True)}
+    return found | {"term": list(cost_features(model, draws.values))}
 
 
-def _trajectory_dims(model: EnergyModel) -> dict[str, list[str]]:
-    assert model.layout is not None
+def _trajectory_dims(model: EnergyModel | None) -> dict[str, list[str]]:
+    """Of a trajectory's variables, whatever its program calls the sites."""
+    if model is None or model.layout is None:
+        return {}
     dynamics = model.layout.dynamics
     return {
         "states": ["time"] if dynamics.space.n else ["time", "state"],
@@ -225,19 +322,6 @@ def _trajectory_dims(model: EnergyModel) -> dict[str, list[str]]:
 
 def _array(value: Tensor) -> NDArray[Any]:
     return value.detach().cpu().numpy()
-
-
-def _dims(
-    variables: Variables, leading: int, model: EnergyModel | None = None
-) -> dict[str, list[str]]:
-    """Names of the dimensions: `row` for data (one leading dimension), then those of the site."""
-    rows = ["row"] if leading == 1 else []
-    if model is not None and model.layout is not None:
-        return {name: rows + dims for name, dims in _trajectory_dims(model).items()}
-    return {
-        name: rows + [f"{name}_dim_{i}" for i in range(value.ndim - leading)]
-        for name, value in variables.items()
-    }
 
 
 def _training(history: tuple[dict[str, Any], ...]) -> xarray.Dataset:

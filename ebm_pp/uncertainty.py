@@ -57,6 +57,9 @@ class Uncertainty:
             errors where the fit has converged.
         pareto_k: of the weights behind A; too high, nothing here can be trusted.
         draws: how many these were.
+        parameters: their names in `model.named_parameters()`, one per tensor.
+        information: A, in the unconstrained numbers of `parameters`, shape (m, m).
+        rows: the n of the covariance, rows trained on.
     """
 
     names: tuple[str, ...]
@@ -67,6 +70,9 @@ class Uncertainty:
     shift: Float[Tensor, " k"]
     pareto_k: float
     draws: int
+    parameters: tuple[str, ...]
+    information: Float[Tensor, "m m"]
+    rows: int
 
     @property
     def ok(self) -> bool:
@@ -160,8 +166,8 @@ def standard_errors(
     s, gap, a, moment = _information(model, x, y, smoothed.exp(), list(chosen.values()))
     jacobian, values, names, owner = _as_seen(model, chosen)
     _require_curved(a, moment, names if len(names) == len(a) else list(map(str, range(len(a)))))
-    root = jacobian @ torch.linalg.inv(a)
-    covariance = root @ _covariance(s, labels) @ root.T / (fit.n_train or len(s))
+    root, rows = jacobian @ torch.linalg.inv(a), fit.n_train or len(s)
+    covariance = root @ _covariance(s, labels) @ root.T / rows
     factors = _factors(model, x, list(chosen.values()))
     return Uncertainty(
         names=tuple(names),
@@ -172,6 +178,9 @@ def standard_errors(
         shift=root @ gap,
         pareto_k=pareto_k,
         draws=n,
+        parameters=tuple(chosen),
+        information=a,
+        rows=rows,
     )
 
 
@@ -306,7 +315,7 @@ def _as_seen(
     """The program's constrained values: d values / d parameters, values, names, owners."""
     blocks, values, names, owner = [], [], [], []
     for i, (name, parameter) in enumerate(chosen.items()):
-        transform = transform_to(_constraint(model, name))
+        transform = transform_to(constraint(model, name))
         free = parameter.detach().double()
         value = transform(free)
         block = torch.autograd.functional.jacobian(transform, free)
@@ -320,7 +329,7 @@ def _as_seen(
     return torch.block_diag(*blocks), torch.cat(values), names, owner
 
 
-def _constraint(model: EnergyModel, name: str) -> constraints.Constraint:
+def constraint(model: EnergyModel, name: str) -> constraints.Constraint:
     """Of a `pyro.param` statement or a `PyroParam`; real for other parameters."""
     if name.startswith("param:"):
         return model._declared[name.removeprefix("param:").replace("%2E", ".")]

@@ -65,6 +65,7 @@ def test_groups_and_dimensions(tree):
     groups = {
         "posterior",
         "sample_stats",
+        "posterior_predictive",
         "proposal",
         "observed_data",
         "log_likelihood",
@@ -79,6 +80,9 @@ def test_groups_and_dimensions(tree):
     assert set(tree["sample_stats"].data_vars) == statistics
     assert dict(tree["proposal"]["speed"].sizes) == {"chain": 1, "draw": 400}
     assert dict(tree["proposal"]["log_weight"].sizes) == {"chain": 1, "draw": 400}
+    predictive = tree["posterior_predictive"]
+    assert dict(predictive["speed"].sizes) == {"chain": 4, "draw": 15, "row": 25}
+    assert predictive["table"].dims[2:] == ("row", "table_dim_0", "table_dim_1")
     assert tree["observed_data"]["table"].dims == ("row", "table_dim_0", "table_dim_1")
     assert dict(tree["log_likelihood"]["joint"].sizes) == {"chain": 1, "draw": 1, "row": 25}
 
@@ -148,8 +152,18 @@ def test_arviz_reads_it(tree):
 
 @pytest.mark.parametrize(
     "plot",
-    ["plot_trace", "plot_rank", "plot_pair", "plot_dist", "plot_forest", "plot_ess"],
+    [
+        "plot_trace",
+        "plot_rank",
+        "plot_pair",
+        "plot_dist",
+        "plot_forest",
+        "plot_ess",
+        "plot_ppc_dist",
+    ],
 )
+# From inside arviz-plots 0.8, which unstacks chain and draw of plot_ppc_dist.
+@pytest.mark.filterwarnings("ignore:Deleting a single level of a MultiIndex:DeprecationWarning")
 def test_arviz_plots_it(tree, plot):
     names = ["speed", "x.y"]
     drawn = getattr(arviz_plots, plot)(tree, var_names=names, backend="matplotlib")
