@@ -122,8 +122,9 @@ def write_run(
     """Diagnoses a fit on held-out rows and writes everything a reader needs into a folder.
 
     Files: `fit.pt` (see `checkpoint`), `held_out.npz`, `run.json`, `report.txt`, `draws.nc`
-    (ArviZ), and the pictures `weights.png`, `pairs.png`, `moments.png`, `terms.png`,
-    `energy_SITE.png`, `training.png`.
+    (ArviZ), and the pictures `weights.png`, `pairs.png`, `reweighting.png`, `moments.png`,
+    `calibration.png`, `terms.png`, `energy.png` (in the plane), `energy_SITE.png` (of an angle),
+    `training.png`.
     """
     out.mkdir(parents=True, exist_ok=True)
     save(result, out / "fit.pt")

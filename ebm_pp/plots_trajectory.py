@@ -1,4 +1,4 @@
-"""Pictures of fits to trajectories. Every function returns its matplotlib figure."""
+"""Pictures of fits to trajectories. Every function returns its figure, and takes axes."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,11 +13,11 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
 from ebm_pp.evidence import Diagnosable
 from ebm_pp.partition import ess_fraction, log_partition_from_weights
+from ebm_pp.plots_sites import DATA, DRAWS, axes_or_new
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.sampling import seeded
 from ebm_pp.step_weights import soft_value_of, step_log_weights
 
-DATA, DRAWS = "#3b6ea5", "#d1663c"  # as in plots.py
 CELLS = 60  # of the cost map, each way
 
 
@@ -61,7 +61,7 @@ def plot_trajectories(
     rows = fit.model.check(data)
     with seeded(seed), torch.no_grad():
         x, _ = policy.rsample_and_log_prob(n)
-    figure, ax = _axes(ax, (6.2, 4.8))
+    figure, ax = axes_or_new(ax, (6.2, 4.8))
     paths = [
         policy.layout.pack(part).states[:n, :, list(coordinates)].cpu().numpy()
         for part in (rows, x)
@@ -70,7 +70,7 @@ def plot_trajectories(
     cost = _cost_map(fit.model, policy, rows, coordinates, edges)
     mesh = ax.pcolormesh(*edges, cost, cmap="Greys", shading="nearest", alpha=0.75, lw=0)
     mesh.set_rasterized(True)
-    figure.colorbar(mesh, ax=ax, label="learned cost of a step (nats)")
+    ax.figure.colorbar(mesh, ax=ax, label="learned cost of a step (nats)")
     labels = ("demonstrations", "policy")
     for path, colour, label in zip(paths, (DATA, DRAWS), labels, strict=True):
         ax.add_collection(LineCollection([*path], colors=colour, lw=1.0, alpha=0.6))
@@ -114,10 +114,9 @@ def plot_horizon(
     value = np.array([estimate.value for estimate in estimates])
     error = np.array([estimate.standard_error for estimate in estimates])
     if axes is None:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    else:
-        left, right = axes
-        figure = _axes(left, (9.0, 3.6))[0]
+        axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")[1]
+    left, right = axes
+    figure, _ = axes_or_new(left, (9.0, 3.6))
     left.plot(times, [ess_fraction(column) for column in so_far.unbind(1)], color=DATA, lw=1.5)
     left.set(xlabel="steps t", ylabel="ESS / n of the first t steps", ylim=(0, 1.05))
     right.axhline(0.0, color="0.6", lw=1)
@@ -161,14 +160,6 @@ def _edges(values: NDArray[np.floating]) -> NDArray[np.floating]:
     low, high = np.quantile(values, [0.002, 0.998])
     margin = 0.06 * (high - low) or 1.0
     return np.linspace(low - margin, high + margin, CELLS)
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    if ax is None:
-        return plt.subplots(figsize=size, layout="constrained")
-    figure = ax.figure
-    assert isinstance(figure, Figure), "axes of sub-figures belong to a figure too"
-    return figure, ax
 
 
 def _policy_of(fit: Diagnosable, what: str) -> PolicyGenerator:

@@ -14,20 +14,24 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
+from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import ProgramError
 from ebm_pp.evidence import Labels
 from ebm_pp.plots import (
-    plot_energy_on_circle,
+    plot_calibration,
+    plot_energy_map,
+    plot_energy_slice,
     plot_factors,
     plot_moment_gaps,
     plot_pairs,
+    plot_reweighting,
     plot_training,
     plot_weights,
 )
 from ebm_pp.pool import n_rows
-from ebm_pp.sampling import importance_sample, log_density_of, resample, slices
+from ebm_pp.sampling import Draws, importance_sample, log_density_of, resample, slices
 from ebm_pp.training import Fit
 from ebm_pp.uncertainty import MOST, readable, standard_errors
 
@@ -89,48 +93,77 @@ def write_report(
 
 def pictures(fit: Fit, held_out: Sites, report: Report, seed: int | None) -> list[Picture]:
     """Every picture of a fit and its report, for the page or for files; the caller closes them."""
-    model = fit.model
     draws = importance_sample(fit, max(4 * n_rows(held_out), 4000), seed=seed)
     corrected = resample(draws, max(n_rows(held_out), 2000), seed=seed)
     with torch.no_grad():
         log_q = torch.cat([fit.generator.log_prob(x) for x in slices(held_out)])
-    at_rows = log_density_of(model, held_out) - log_q
-    found = [
-        Picture(
-            "weights",
-            "Importance weights",
-            "Log weights of the generator's draws (orange) and of held-out rows (blue). Two "
-            "narrow peaks at one place are a good fit; rows far to the right of all draws are "
-            "where the generator misses a mode.",
-            plot_weights(draws.log_weights, at_rows),
-        ),
-        Picture(
-            "moments",
-            "Moments",
-            "By how many standard errors the data's mean of each statistic is above the "
-            "model's. Beyond the dashed lines a factor is wrong or missing.",
-            plot_moment_gaps(report),
-        ),
-        Picture(
-            "terms",
-            "Terms of the density",
-            "What every site and factor contributes, at data (blue) and at weighted draws "
-            "(orange): 5th to 95th percentile and mean.",
-            plot_factors(model, held_out, corrected),
-        ),
-    ]
-    if shown := _few(model):
-        caption = "Data in blue below the diagonal, weighted draws in orange above it."
-        pairs = plot_pairs(model, held_out, corrected, shown)
-        found.insert(1, Picture("pairs", "Data beside draws", caption, pairs))
-    for name, site in model.sites.items():
-        if site.circular and not site.shape:
-            caption = f"The energy along {name}, all other sites held at rows of the data."
-            circle = plot_energy_on_circle(fit, held_out, name)
-            found.append(Picture(f"energy_{name}", f"Energy along {name}", caption, circle))
+    at_rows = log_density_of(fit.model, held_out) - log_q
+    weights = Picture(
+        "weights",
+        "Importance weights",
+        "Log weights of the generator's draws (orange) and of held-out rows (blue). Two "
+        "narrow peaks at one place are a good fit; rows far to the right of all draws are "
+        "where the generator misses a mode.",
+        plot_weights(draws.log_weights, at_rows),
+    )
+    moments = Picture(
+        "moments",
+        "Moments",
+        "By how many standard errors the data's mean of each statistic is above the "
+        "model's. Beyond the dashed lines a factor is wrong or missing.",
+        plot_moment_gaps(report),
+    )
+    calibration = Picture(
+        "calibration",
+        "Calibration of the density",
+        "Are held-out rows as likely as the model says of its own draws? In the band: yes. "
+        "Above it at the left: more rows at low densities than the model expects. The band "
+        "takes rows as independent.",
+        plot_calibration(fit, held_out, seed=seed),
+    )
+    terms = Picture(
+        "terms",
+        "Terms of the density",
+        "What every site and factor contributes, at data (blue) and at weighted draws "
+        "(orange): 5th to 95th percentile and mean.",
+        plot_factors(fit.model, held_out, corrected),
+    )
+    beside = _beside(fit.model, held_out, draws, corrected)
+    found = [weights, *beside, moments, calibration, terms, *_energies(fit.model, held_out)]
     if fit.history:
         caption = "Diagnosis of every round of the training."
         found.append(Picture("training", "Training", caption, plot_training(fit)))
+    return found
+
+
+def _beside(model: EnergyModel, held_out: Sites, draws: Draws, corrected: Sites) -> list[Picture]:
+    """Data beside draws, of as many sites as there is room for."""
+    shown = _few(model)
+    if not shown:
+        return []
+    caption = "Data in blue below the diagonal, weighted draws in orange above it."
+    pairs = plot_pairs(model, held_out, corrected, shown)
+    before = "Draws of the generator before (dashed) and after (solid) weighting, on the data."
+    moved = plot_reweighting(model, held_out, draws, shown)
+    return [
+        Picture("pairs", "Data beside draws", caption, pairs),
+        Picture("reweighting", "What the weights do", before, moved),
+    ]
+
+
+def _energies(model: EnergyModel, held_out: Sites) -> list[Picture]:
+    """The energy of a program in the plane, and along every angle."""
+    found = []
+    numbers = list(columns(held_out))
+    if len(numbers) == 2 == model.dim:
+        caption = "The learned energy, with contours of the density at 1, 2, 4 and 8 nats."
+        surface = plot_energy_map(model, held_out, *numbers)
+        found.append(Picture("energy", "Energy", caption, surface))
+    for name, site in model.sites.items():
+        if site.circular and not site.shape:
+            caption = f"The energy along {name}, all other sites held at rows of the data."
+            circle = plot_energy_slice(model, held_out, name)
+            found.append(Picture(f"energy_{name}", f"Energy along {name}", caption, circle))
     return found
 
 

@@ -1,17 +1,14 @@
 """The command line as its user types it, and the pictures it leaves."""
 
 import json
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from ebm_pp import EnergyModel, cli, fit
-from ebm_pp.config import FitConfig
+from ebm_pp import EnergyModel, cli
 from ebm_pp.errors import DataError, ProgramError
-from ebm_pp.plots import plot_energy_on_circle, plot_pairs, plot_training
 
 PROGRAM = """
 import torch, pyro, pyro.distributions as dist
@@ -145,25 +142,6 @@ def test_a_missing_column_is_named(folder, program):
         cli.read_rows(folder / "bad.csv", model)
     with pytest.raises(ProgramError, match="Name it as"):
         cli.find_program("models.planar")
-
-
-def test_pictures_show_what_they_say(folder, program):
-    model = EnergyModel(program)
-    data = model.check(cli.read_rows(folder / "rows.npz", model))
-    config = FitConfig(rounds=2, pool=1024, batch=128, warm_start_steps=20, progress=False)
-    result = fit(model, data, config=config)
-    training = plot_training(result)
-    assert len(training.axes) == 6
-    pairs = plot_pairs(model, data, model.sample_base(500))
-    assert len(pairs.axes) == 9  # angle, x[0], x[1]
-    assert sum(ax.name == "polar" for ax in pairs.axes) == 1
-    circle = plot_energy_on_circle(result, data, "angle")
-    for line in circle.axes[0].lines:  # periodic, end to end
-        y = np.asarray(line.get_ydata())
-        assert y[0] == pytest.approx(y[-1], abs=1e-4)
-        assert math.isclose(y.min(), 0.0)
-    with pytest.raises(ValueError, match="is no angle"):
-        plot_energy_on_circle(result, data, "x")
 
 
 def test_version_is_the_packages():
