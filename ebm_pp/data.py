@@ -49,6 +49,29 @@ def columns(x: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " n"]]:
     return found
 
 
+def require_rows(sites: dict[str, Site], x: Mapping[str, Tensor]) -> None:
+    """Every site is there, and has the same n rows of its shape.
+
+    Raises:
+        DataError: a site is missing, or a value is not `(n, *site_shape)`.
+    """
+    missing = sites.keys() - x.keys()
+    if missing:
+        raise DataError(
+            f"site {min(missing)!r} is missing: got {sorted(x)}, expected {list(sites)}."
+        )
+    first = x[next(iter(sites))]
+    n = len(first) if first.dim() else 0
+    for name, site in sites.items():
+        if tuple(x[name].shape) != (n, *site.shape):
+            raise DataError(
+                f"site {name!r}: got shape {tuple(x[name].shape)}, expected "
+                f"(n, *{site.shape}) with the same n for every site (the first has {n}).\n"
+                "  Most likely one draw without a leading n (value[None]), or a dimension "
+                "too many."
+            )
+
+
 def check_rows(
     x: object,
     sites: dict[str, Site],

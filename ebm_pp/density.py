@@ -26,12 +26,13 @@ from torch.nn.parameter import is_lazy
 
 from ebm_pp.ancestral import draw_base
 from ebm_pp.circle import wrap
-from ebm_pp.data import check_rows
-from ebm_pp.errors import DataError, ProgramError
+from ebm_pp.data import check_rows, require_rows
+from ebm_pp.errors import ProgramError
 from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks, surroundings
+from ebm_pp.rows import columns_as_html
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.stored import Data
-from ebm_pp.support import bijection
+from ebm_pp.support import bijection, describe
 from ebm_pp.trace import read_sites
 from ebm_pp.trajectory import read_layout
 from ebm_pp.verify import compile_program, evaluate
@@ -191,7 +192,7 @@ class EnergyModel(nn.Module):
         Raises:
             DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
-        self._require_rows(x)
+        require_rows(self.sites, x)
         terms = evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
         if self.soft_value is not None and self.layout is not None:
             terms["soft_value"] = self.soft_value.total(self.layout.pack(x))
@@ -220,26 +221,9 @@ class EnergyModel(nn.Module):
                 f"the sites {list(self.sites)} make no trajectory; expected states and actions.\n"
                 "  Declare them with trajectory(dynamics, T)."
             )
-        self._require_rows(x)
+        require_rows(self.sites, x)
         values = {name: x[name] for name in self.sites}
         return by_step(self._run, values, self.layout, loop=self.batching == "loop")
-
-    def _require_rows(self, x: Sites) -> None:
-        missing = self.sites.keys() - x.keys()
-        if missing:
-            raise DataError(
-                f"site {min(missing)!r} is missing: got {sorted(x)}, expected {list(self.sites)}."
-            )
-        first = x[next(iter(self.sites))]
-        n = len(first) if first.dim() else 0
-        for name, site in self.sites.items():
-            if tuple(x[name].shape) != (n, *site.shape):
-                raise DataError(
-                    f"site {name!r}: got shape {tuple(x[name].shape)}, expected "
-                    f"(n, *{site.shape}) with the same n for every site (the first has {n}).\n"
-                    "  Most likely one draw without a leading n (value[None]), or a dimension "
-                    "too many."
-                )
 
     def _total(self, terms: dict[str, Tensor], names: Collection[str], x: Sites) -> Tensor:
         if not names:
@@ -337,6 +321,21 @@ class EnergyModel(nn.Module):
     def stored(self, x: object) -> Data:
         """`check` without copies: rows in a file or of another type are converted when indexed."""
         return check_rows(x, self.sites, self.dtype, self.device, self.layout)
+
+    def _repr_html_(self) -> str:
+        """Sites with their supports and factors, in two tables, and the number of parameters."""
+        sites = self.sites.values()
+        declared = {
+            "site": [site.name for site in sites],
+            "shape": [str(site.shape) for site in sites],
+            "support": ["circle" if site.circular else describe(site.support) for site in sites],
+        }
+        size = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        said = (
+            f"{self.dim} unconstrained coordinates; {size} parameters; batched by {self.batching}."
+        )
+        factors = columns_as_html({"factor (minus its energy)": [*self._compiled.factors]}, said)
+        return columns_as_html(declared, "") + factors
 
     def _run(
         self,

@@ -189,7 +189,7 @@ def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) 
 
 
 def plot_calibration(
-    fit: Diagnosable, data: Sites, n: int = 20_000, *, ax: Axes | None = None, seed: int | None = 0
+    fit: Diagnosable, data: Sites, n: int = 10_000, *, ax: Axes | None = None, seed: int | None = 0
 ) -> Figure:
     """Are held-out rows as likely as the model says that its own draws are?
 

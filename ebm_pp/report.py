@@ -32,6 +32,7 @@ from ebm_pp.plots import (
 )
 from ebm_pp.pool import n_rows
 from ebm_pp.sampling import Draws, importance_sample, log_density_of, resample, slices
+from ebm_pp.support import describe
 from ebm_pp.training import Fit
 from ebm_pp.uncertainty import MOST, readable, standard_errors
 
@@ -195,7 +196,7 @@ def _page(
     off = [row.verdict not in ("", "ok") for row in report.rows]
     measured = [(row.name, row.text, row.wanted, row.verdict) for row in report.rows]
     numbers = _table("Measurements", ("measured", "value", "wanted", "verdict"), measured, off)
-    declared = [(s.name, str(s.shape), str(s.support)) for s in fit.model.sites.values()]
+    declared = [(s.name, str(s.shape), describe(s.support)) for s in fit.model.sites.values()]
     sites = _table("Sites", ("site", "shape", "support"), declared)
     settings = dataclasses.asdict(fit.config) | {"seed of this page": seed}
     listed = "".join(f"<dt>{text(k)}</dt><dd>{text(str(v))}</dd>" for k, v in settings.items())

@@ -93,13 +93,7 @@ class Fit:
         return "\n".join([*lines, "Next: diagnose(fit, held_out_rows)."])
 
     def _repr_html_(self) -> str:
-        """The status sentence first, then the sites and the round that was returned."""
-        sites = self.model.sites.values()
-        what = {
-            "site": [site.name for site in sites],
-            "shape": [str(site.shape) for site in sites],
-            "support": [str(site.support) for site in sites],
-        }
+        """The status sentence first, then the program and the round that was returned."""
         found = [info for info in self.history if info["round"] == self.best_round]
         numbers = {"round": [f"{self.best_round + 1} of {self.config.rounds}"]} | {
             name: [value] for info in found for name, value in _postfix(info).items()
@@ -107,7 +101,7 @@ class Fit:
         status = f"{self.status.value} {self.detail}".strip()
         return (
             f"<p><strong>{html.escape(status)}</strong></p>"
-            + columns_as_html(what, "")
+            + self.model._repr_html_()
             + columns_as_html(numbers, "Next: diagnose(fit, held_out_rows).")
         )
 

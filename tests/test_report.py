@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ebm_pp import (
+    Circle,
     EnergyModel,
     Fit,
     FitConfig,
@@ -121,6 +122,20 @@ def test_notebooks_show_the_status_first_and_well_formed_tables(fitted, held_out
     assert "500 draws of q, worth 4" in drawn
     mean = torch.softmax(draws.log_weights.double(), 0) @ draws.values["x"].double()
     assert f"<td>x[1]</td><td>{mean[1]:.4g}</td>" in drawn
+
+
+def test_notebooks_show_a_program_as_its_sites_and_factors():
+    def program():
+        angle = pyro.sample("angle", Circle())
+        rate = pyro.sample("rate", dist.Beta(2.0, torch.tensor([2.0, 3.0])).to_event(1))
+        pyro.factor("a < b", angle.cos() * rate[..., 0])
+
+    text = EnergyModel(program)._repr_html_()
+    assert not Page(text).open
+    assert "<td>angle</td><td>()</td><td>circle</td>" in text
+    assert "<td>rate</td><td>(2,)</td><td>Interval(0, 1)</td>" in text
+    assert "<td>a &lt; b</td>" in text
+    assert "3 unconstrained coordinates; 0 parameters; batched by vmap." in text
 
 
 def test_the_moment_plot_has_a_line_per_gap(fitted, held_out):
