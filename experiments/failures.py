@@ -1,22 +1,29 @@
 """A planted failure for each diagnostic, through real fits; and 20 healthy fits.
 
-`python -m experiments.failures`. `tests/test_diagnostics.py` plants the same and more with exact
-generators.
+`python -m experiments.failures [--pages DIR]`; `tests/test_diagnostics.py` plants the same and
+more with exact generators.
 """
 
+import argparse
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
 
-from ebm_pp import EnergyModel, FitConfig, FlowGenerator, Report, diagnose, fit
+from ebm_pp import EnergyModel, EnergyNet, Fit, FitConfig, FlowGenerator, diagnose, fit
 from ebm_pp.density import Sites
+from ebm_pp.report import write_report
 from experiments.table import Row, write_table
 from models import gaussian
+from models.planar import moons
 
-CONFIG = FitConfig(rounds=20, pool=4096, batch=256, warm_start_steps=200)
+CONFIG = FitConfig(rounds=20, progress=False, pool=4096, batch=256, warm_start_steps=200)
+
+
+Planted = tuple[Fit, Sites]  # and rows to judge it by
 
 
 @dataclass(frozen=True)
@@ -54,41 +61,63 @@ class FrozenBond(nn.Module):
         pyro.factor("bond", 0.1 * x[..., 0] * x[..., 1])  # the data's is 0.5
 
 
-def dropped_mode(settings: Settings) -> Report:
+class Loose(nn.Module):
+    """Two moons over a base measure four times as wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = EnergyNet(moons(4000, seed=1)["x"])
+
+    def forward(self) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 4.0).to_event(1))
+        pyro.factor("shape", -self.net(x))
+
+
+def dropped_mode(settings: Settings) -> Planted:
     """The paper's reverse KL from a start on one mode."""
     model = EnergyModel(two_modes)
     signs = 3.0 * (2 * torch.randint(0, 2, (settings.rows, 1)) - 1)
     data = {"x": signs + torch.randn(settings.rows, 2)}
     start = {"x": torch.randn(settings.rows, 2) - 3}
     config = replace(settings.config, generator_loss="reverse_kl", base_share=0.0)
-    return diagnose(fit(model, None, FlowGenerator(model, start), config), data, seed=0)
+    return fit(model, None, FlowGenerator(model, start), config), data
 
 
-def narrow_proposal(settings: Settings) -> Report:
+def narrow_proposal(settings: Settings) -> Planted:
     """A healthy fit whose generator is exchanged for one of half the data's scale."""
     result, held_out = healthy(settings, 0)
     narrow = FlowGenerator(result.model, held_out, scale=0.5)
-    return diagnose(replace(result, generator=narrow), held_out, seed=0)
+    return replace(result, generator=narrow), held_out
 
 
-def wrong_factor(settings: Settings) -> Report:
+def wrong_factor(settings: Settings) -> Planted:
     """A factor that the training cannot mend."""
     precision = torch.tensor([[1.0, -0.5], [-0.5, 1.0]])
     law = dist.MultivariateNormal(torch.zeros(2), precision_matrix=precision)
     model = EnergyModel(FrozenBond())
     result = fit(model, {"x": law.sample((settings.rows,))}, config=settings.config)
-    return diagnose(result, {"x": law.sample((settings.rows,))}, seed=0)
+    return result, {"x": law.sample((settings.rows,))}
 
 
-def heavy_tail(settings: Settings) -> Report:
+def heavy_tail(settings: Settings) -> Planted:
     """A flow on a normal base against a Student-t density."""
     model = EnergyModel(heavy_tailed)
     generator = FlowGenerator(model, model.sample_base(settings.rows))
     result = fit(model, None, generator, replace(settings.config, base_share=0.0))
-    return diagnose(result, model.sample_base(settings.rows), seed=0)
+    return result, model.sample_base(settings.rows)
 
 
-def healthy(settings: Settings, seed: int) -> tuple:
+def leaked_mass(settings: Settings) -> Planted:
+    """As in the paper no draws of the base measure, so nothing holds the energy where q is not."""
+    model = EnergyModel(Loose())
+    config = replace(settings.config, base_share=0.0)
+    return fit(model, moons(settings.rows, seed=1), config=config), moons(settings.rows, seed=2)
+
+
+PLANTS = (dropped_mode, narrow_proposal, wrong_factor, heavy_tail, leaked_mass)
+
+
+def healthy(settings: Settings, seed: int) -> Planted:
     """A fit to data of its own family, and held-out rows."""
     truth = gaussian.true_parameters(2)
     data = gaussian.draws(truth, settings.rows, 100 + seed)
@@ -99,11 +128,15 @@ def healthy(settings: Settings, seed: int) -> tuple:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pages", type=Path, help="folder for an HTML report of each")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     settings, rows = Settings(), []
-    for plant in (dropped_mode, narrow_proposal, wrong_factor, heavy_tail):
+    for plant in PLANTS:
         torch.manual_seed(0)
-        report = plant(settings)
+        result, data = plant(settings)
+        report = diagnose(result, data, seed=0)
         row: Row = {
             "planted": plant.__name__,
             "named": ", ".join(report.problems) or "nothing",
@@ -111,6 +144,9 @@ def main() -> None:
         }
         rows.append(row)
         print(row, flush=True)
+        if options.pages:
+            page = options.pages / f"{plant.__name__}.html"
+            write_report(result, data, page, title=plant.__name__)
     flagged = []
     for seed in range(settings.seeds):
         result, held_out = healthy(settings, seed)
