@@ -1,6 +1,7 @@
 """Pictures of a fit. Every function returns its figure, and takes axes or a figure to draw on.
 
-Those of single sites are in plots_sites.py, those of trajectories in plots_trajectory.py.
+Those of sites are written in plots_sites.py and plots_energy.py, and named here too; those of
+trajectories are in plots_trajectory.py.
 """
 
 import math
@@ -19,14 +20,13 @@ from ebm_pp.evidence import Diagnosable
 from ebm_pp.moments import family_threshold
 from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
+from ebm_pp.plots_energy import plot_energy_map, plot_energy_slice
 from ebm_pp.plots_sites import (
     DATA,
     DRAWS,
     Canvas,
     axes_or_new,
     figure_or_new,
-    plot_energy_map,
-    plot_energy_slice,
     plot_pairs,
     plot_reweighting,
 )
@@ -115,9 +115,11 @@ def plot_weights(
         (log_weights_data, DATA, f"data: ESS/n {side.forward_ess:.3f}, k {side.pareto_k:.2f}"),
     ):
         values = (part - centre).cpu().numpy()
-        ax.hist(values, edges, density=True, color=colour, alpha=0.5, label=label)
-    ax.set(xlabel="log w - log Z (nats)", ylabel="density")
-    ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the legend
+        share = np.full(len(values), 1 / len(values))
+        ax.hist(values, edges, weights=share, color=colour, alpha=0.5, label=label)
+    # Logarithmic: what matters is far from the peak, and may be a few draws or rows.
+    ax.set(xlabel="log w - log Z (nats)", ylabel="share of each", yscale="log")
+    ax.set_ylim(top=8 * ax.get_ylim()[1])  # room for the legend
     ax.legend(frameon=False, fontsize=8)
     if beyond := int(side.beyond.sum()):
         ax.set_title(f"{beyond} rows of data beyond the reach of all draws", fontsize=9)

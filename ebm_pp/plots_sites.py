@@ -1,4 +1,4 @@
-"""Pictures of sites: data beside draws, before and after weighting, the energy along coordinates.
+"""Pictures of sites: data beside draws, and draws before and after weighting.
 
 Axes follow the supports: a rose for an angle, logarithmic axes for a positive number, a ternary
 plot for a simplex of three parts. A coordinate is named as in `columns`: `speed`, `x[1]`.
@@ -18,15 +18,12 @@ from torch.distributions import constraints
 
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.pool import n_rows
-from ebm_pp.sampling import Draws, log_density_of
+from ebm_pp.sampling import Draws
 from ebm_pp.support import plain
 
 DATA, DRAWS = "#3b6ea5", "#d1663c"  # blue and orange: told apart by most colour-blind readers
 BINS = 48
-CELLS = 120  # of a map, each way
 POINTS = 1500  # of a ternary plot: more would hide each other
-SEEN = 12.0  # nats below the highest density: colours are kept for what is within them
 TRIANGLE = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]])
 
 Canvas = Figure | SubFigure
@@ -54,7 +51,7 @@ def plot_pairs(
         figure: to draw on; by default a new one.
     """
     names = sites or list(model.sites)
-    left, right = _columns(data, names), _columns(draws, names)
+    left, right = numbers_of(data, names), numbers_of(draws, names)
     labels = list(left)
     d = len(labels)
     figure = figure_or_new(figure, (2.3 * d + 1, 2.3 * d + 0.6))
@@ -62,7 +59,7 @@ def plot_pairs(
     edges = {label: _edges(model, label, left[label], right[label]) for label in labels}
     inside = set()
     for name in names:
-        if _kind(model, name) == "simplex" and model.sites[name].shape == (3,):
+        if kind_of(model, name) == "simplex" and model.sites[name].shape == (3,):
             i = labels.index(f"{name}[0]")
             inside |= {(i + row, i + column) for row in range(3) for column in range(3)}
             ax = figure.add_subplot(grid[i : i + 3, i : i + 3])
@@ -71,7 +68,7 @@ def plot_pairs(
         for j, column in enumerate(labels):
             if (i, j) in inside:
                 continue
-            if i == j and _kind(model, row) == "angle":
+            if i == j and kind_of(model, row) == "angle":
                 ax = figure.add_subplot(grid[i, j], projection="polar")
                 _rose(ax, left[row], right[row])
                 ax.set_title(row, fontsize=10)
@@ -83,8 +80,8 @@ def plot_pairs(
             else:
                 part, colours = (left, "Blues") if i > j else (right, "Oranges")
                 _hist(ax, part[column], part[row], edges[column], edges[row], colours)
-                _scale(ax, model, y=row)
-            _scale(ax, model, x=column)
+                scale_axes(ax, model, y=row)
+            scale_axes(ax, model, x=column)
             ax.tick_params(labelsize=7)
             if i == d - 1:
                 ax.set_xlabel(column)
@@ -116,7 +113,7 @@ def plot_reweighting(
         figure: to draw on; by default a new one.
     """
     names = sites or list(model.sites)
-    left, right = _columns(data, names), _columns(draws.values, names)
+    left, right = numbers_of(data, names), numbers_of(draws.values, names)
     weights = torch.softmax(draws.log_weights.double(), 0).cpu().numpy()
     across = min(len(left), 4)
     down = math.ceil(len(left) / across)
@@ -129,106 +126,12 @@ def plot_reweighting(
                label="draws of q")  # fmt: skip
         _share(ax, right[label], edges, weights, histtype="step", color=DRAWS, lw=1.6,
                label="weighted")  # fmt: skip
-        _scale(ax, model, x=label)
+        scale_axes(ax, model, x=label)
         ax.set_yticks([])
         ax.set_title(label, fontsize=10)
         if i == 0:
             ax.legend(frameon=False, fontsize=7)
     return figure.figure
-
-
-@torch.no_grad()
-def plot_energy_slice(
-    model: EnergyModel,
-    data: Sites,
-    coordinate: str,
-    rows: int = 6,
-    *,
-    figure: Canvas | None = None,
-) -> Figure:
-    """The energy along one coordinate, every other one held at a row of the data.
-
-    An angle is drawn twice, along a line and round the circle.
-
-    Args:
-        model: the program.
-        data: rows to hold the others at: `rows` of them, evenly spaced.
-        coordinate: a number of a site: `speed`, or `x[1]`.
-        rows: curves.
-        figure: to draw on; by default a new one.
-
-    Raises:
-        ValueError: no such coordinate, or one of a simplex or matrix, which can't move alone.
-    """
-    _require_free(model, data, coordinate)
-    angle = _kind(model, coordinate) == "angle"
-    along = _grid(model, coordinate, data, 361)
-    chosen = np.linspace(0, n_rows(data) - 1, rows).round().astype(int)
-    figure = figure_or_new(figure, (10.0, 4.2) if angle else (6.0, 4.0))
-    ax = figure.add_subplot(1, 1 + angle, 1)
-    polar = figure.add_subplot(1, 2, 2, projection="polar") if angle else None
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, rows))
-    for colour, row in zip(colours, chosen, strict=True):
-        x = _moved(data, int(row), {coordinate: along})
-        energy = model.energy(x).cpu().numpy()
-        ax.plot(np.degrees(along) if angle else along, energy - energy.min(), color=colour, lw=1.4)
-        if polar:
-            polar.plot(along, energy - energy.min(), color=colour, lw=1.2)
-    ax.set_ylabel("energy above its minimum (nats)")
-    ax.set_xlabel(f"{coordinate} (degrees)" if angle else coordinate)
-    ax.set_title(f"others held at {rows} rows of data", fontsize=10)
-    _scale(ax, model, x=coordinate)
-    if polar:
-        ax.set_xticks([-180, -90, 0, 90, 180])
-        _compass(polar)
-        polar.set_title("the same round the circle", fontsize=10)
-    return figure.figure
-
-
-@torch.no_grad()
-def plot_energy_map(
-    model: EnergyModel, data: Sites, x: str, y: str, *, ax: Axes | None = None
-) -> Figure:
-    """The energy over two coordinates, with contours of the density.
-
-    Colours end at the highest energy within 12 nats of the highest density: beyond, nobody looks.
-    Other coordinates are held at the row of data of median density. Contours are log p~ at 1, 2,
-    4 and 8 nats below its highest on the map. Data are shown if there are no other coordinates.
-
-    Args:
-        model: the program.
-        data: rows of data, which set the map's limits.
-        x: a number of a site: `speed`, or `x[1]`.
-        y: another.
-        ax: to draw on; by default a new figure's.
-
-    Raises:
-        ValueError: no such coordinate, or one of a simplex or matrix, which can't move alone.
-    """
-    for coordinate in (x, y):
-        _require_free(model, data, coordinate)
-    figure, ax = axes_or_new(ax, (5.6, 4.6))
-    across, up = _grid(model, x, data, CELLS), _grid(model, y, data, CELLS)
-    first, second = np.meshgrid(across, up)
-    row = int(log_density_of(model, data).sort().indices[n_rows(data) // 2])
-    cells = _moved(data, row, {x: first.ravel(), y: second.ravel()})
-    energy = model.energy(cells).cpu().double().reshape(first.shape)
-    log_density = log_density_of(model, cells).cpu().double().reshape(first.shape)
-    seen = log_density > log_density.max() - SEEN
-    above = (energy - energy[seen].min()).clamp(
-        0.0, float((energy - energy[seen].min())[seen].max())
-    )
-    mesh = ax.pcolormesh(across, up, above, cmap="viridis_r", shading="nearest", rasterized=True)
-    ax.figure.colorbar(mesh, ax=ax, label="energy above its minimum (nats)")
-    levels = [float(log_density.max()) - below for below in (8.0, 4.0, 2.0, 1.0)]
-    ax.contour(across, up, log_density, levels, colors="0.15", linewidths=0.8, linestyles="-")
-    every = _columns(data, list(data))
-    if set(every) == {x, y}:
-        some = slice(0, POINTS)
-        ax.plot(every[x][some], every[y][some], ".", color="white", ms=2, alpha=0.5)
-    ax.set(xlabel=x, ylabel=y)
-    _scale(ax, model, x=x, y=y)
-    return figure
 
 
 def figure_or_new(figure: Canvas | None, size: tuple[float, float]) -> Canvas:
@@ -243,13 +146,13 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axe
     return ax.figure.figure, ax  # of a sub-figure too
 
 
-def _columns(x: Sites, names: list[str]) -> dict[str, NDArray[Any]]:
+def numbers_of(x: Sites, names: list[str]) -> dict[str, NDArray[Any]]:
     """One column per coordinate of the constrained sites."""
     found = columns({name: x[name].detach().cpu().double() for name in names})
     return {label: column.numpy() for label, column in found.items()}
 
 
-def _kind(model: EnergyModel, label: str) -> str:
+def kind_of(model: EnergyModel, label: str) -> str:
     """What support a coordinate's site has: angle, positive, simplex, bounded, matrix or real."""
     site = model.sites[label.partition("[")[0]]
     support = plain(site.support)
@@ -269,7 +172,7 @@ def _edges(
     model: EnergyModel, label: str, data: NDArray[Any], draws: NDArray[Any]
 ) -> NDArray[Any]:
     """Of bins that hold the data, with a margin as far as the draws reach into it."""
-    kind = _kind(model, label)
+    kind = kind_of(model, label)
     if kind == "angle":
         return np.linspace(-math.pi, math.pi, BINS + 1)
     if kind == "positive":
@@ -281,44 +184,11 @@ def _edges(
     return np.exp(edges) if kind == "positive" else edges
 
 
-def _grid(model: EnergyModel, label: str, data: Sites, n: int) -> NDArray[Any]:
-    """Places along a coordinate, inside its support."""
-    column = _columns(data, [label.partition("[")[0]])[label]
-    kind = _kind(model, label)
-    if kind == "angle":
-        return np.linspace(-math.pi, math.pi, n)
-    low, high = np.quantile(column, [0.001, 0.999])
-    if kind == "positive":
-        return np.geomspace(low, high, n)
-    margin = 0.15 * (high - low) if kind == "real" else 0.0
-    return np.linspace(low - margin, high + margin, n)
-
-
-def _moved(data: Sites, row: int, to: dict[str, NDArray[Any]]) -> Sites:
-    """One row of data many times over, some of its coordinates at other values."""
-    n = len(next(iter(to.values())))
-    x = {name: value[row].expand(n, *value.shape[1:]).clone() for name, value in data.items()}
-    for label, values in to.items():
-        name, _, rest = label.partition("[")
-        number = int(rest.removesuffix("]") or 0)
-        x[name].view(n, -1)[:, number] = torch.from_numpy(values).to(x[name])
-    return x
-
-
-def _require_free(model: EnergyModel, data: Sites, label: str) -> None:
-    """The coordinate exists and can move without the others of its site."""
-    every = columns({name: data[name] for name in model.sites})
-    free = [name for name in every if _kind(model, name) not in ("simplex", "matrix")]
-    if label not in free:
-        why = "cannot move alone" if label in every else "is no coordinate of this program"
-        raise ValueError(f"{label!r} {why}; expected one of {free}.")
-
-
-def _scale(ax: Axes, model: EnergyModel, x: str | None = None, y: str | None = None) -> None:
+def scale_axes(ax: Axes, model: EnergyModel, x: str | None = None, y: str | None = None) -> None:
     """Logarithmic axes for positive coordinates."""
-    if x is not None and _kind(model, x) == "positive":
+    if x is not None and kind_of(model, x) == "positive":
         ax.set_xscale("log")
-    if y is not None and _kind(model, y) == "positive":
+    if y is not None and kind_of(model, y) == "positive":
         ax.set_yscale("log")
 
 
@@ -388,11 +258,11 @@ def _rose(ax: Any, data: NDArray[Any], draws: NDArray[Any], petals: int = 36) ->
     ax.bar(centre, np.sqrt(share[0]), 2 * math.pi / petals, color=DATA, alpha=0.45, label="data")
     around = np.append(centre, centre[0] + 2 * math.pi)
     ax.plot(around, np.sqrt(np.append(share[1], share[1][0])), color=DRAWS, lw=1.5, label="draws")
-    _compass(ax)
+    turn_to_map(ax)
     ax.set_yticklabels([])
 
 
-def _compass(ax: Any) -> None:  # noqa: ANN401 - polar axes have methods that Axes lack
+def turn_to_map(ax: Any) -> None:  # noqa: ANN401 - polar axes have methods that Axes lack
     """North up, clockwise, as on a map."""
     ax.set_theta_zero_location("N")
     ax.set_theta_direction(-1)

@@ -220,8 +220,7 @@ print(ebm_pp.diagnose(leaking, test, seed=0))
 # from the base measure too, and finds mass where data are not. The contours show where.
 
 # %%
-wide = {"x": 2.5 * test["x"]}  # how far to look
-plots.plot_energy_map(model, wide, "x[0]", "x[1]")
+plots.plot_energy_map(model, test, "x[0]", "x[1]", margin=1.0)
 
 # %% [markdown]
 # What helps: draws of the base measure among the negatives, `base_share`, which is the default.
@@ -231,7 +230,7 @@ torch.manual_seed(0)
 model = ebm_pp.EnergyModel(Moons())
 held = ebm_pp.fit(model, train, config=config, held_out=held_out)
 print(ebm_pp.diagnose(held, test, seed=0).verdict)
-plots.plot_energy_map(model, wide, "x[0]", "x[1]")
+plots.plot_energy_map(model, test, "x[0]", "x[1]", margin=1.0)
 
 # %% [markdown]
 # And a picture for whoever has read this far: are rows as likely as the model says that its own
