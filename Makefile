@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
+DOCS := $(VENV)/.docs
 # 3.11 first: there torch installs as a small CPU build. A name on PATH may be a shim that
 # fails when called, so every candidate is run.
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format experiments bench bench-full clean
+.PHONY: help demo test lint format experiments bench bench-full docs clean
 
 help:
 	@echo "make demo         fit the wind model, print its report, write runs/wind/"
@@ -18,7 +19,8 @@ help:
 	@echo "make experiments  rerun every experiment and rewrite experiments/results/"
 	@echo "make bench        models from data against other libraries, short (under 15 minutes)"
 	@echo "make bench-full   the same, every problem and three seeds"
-	@echo "make clean        remove .venv, runs/ and caches"
+	@echo "make docs         build the documentation into site/, its notebooks run (5 minutes)"
+	@echo "make clean        remove .venv, runs/, site/ and caches"
 
 demo: $(STAMP)
 	$(BIN)/python -m experiments.demo --out runs/wind
@@ -50,6 +52,14 @@ $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -e ".[bench]" -c constraints.txt
 	@touch $(PEERS)
 
+docs: $(DOCS)
+	EXECUTE_NOTEBOOKS=true $(BIN)/python -m mkdocs build
+	@echo "open site/index.html"
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
+	@touch $(DOCS)
+
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \
 	if ! $(BIN)/python -c "$(USABLE)" >/dev/null 2>&1; then \
@@ -70,5 +80,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -63,7 +63,7 @@ def compare(
         DataError: the rows do not fit a program, or groups are not one label a row.
         ProgramError: the density or log q of a draw is not a number.
 
-    Example:
+    Examples:
         >>> compare({"energy": result, "other": other}, held_out)  # doctest: +SKIP
     """
     if len(fits) < 2:

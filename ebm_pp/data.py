@@ -36,7 +36,7 @@ FAULTS = {  # what is wrong with rows: what to do
 def columns(x: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " n"]]:
     """Every number of every site as a column of its own.
 
-    Example:
+    Examples:
         >>> list(columns({"angle": torch.zeros(5), "x": torch.zeros(5, 2)}))
         ['angle', 'x[0]', 'x[1]']
     """

@@ -67,7 +67,7 @@ class EnergyModel(nn.Module):
     Raises:
         ProgramError: The program cannot be compiled; the text says why and what to do.
 
-    Example:
+    Examples:
         >>> import pyro.distributions as dist
         >>> def program():
         ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))

@@ -35,7 +35,7 @@ class EnergyNet(nn.Module):
         wells: K; 0 for a network with one output and no wells, E(x) = -h(x).
         curved: whether rho is learned; for d > 2 unless given.
 
-    Example:
+    Examples:
         >>> energy = EnergyNet(torch.randn(100, 3))
         >>> energy(torch.zeros(5, 3)).shape
         torch.Size([5])

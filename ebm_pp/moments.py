@@ -113,7 +113,7 @@ def family_threshold(m: int) -> float:
 
     Three standard errors for one statistic; by Bonferroni's inequality for more.
 
-    Example:
+    Examples:
         >>> round(family_threshold(1), 3), round(family_threshold(50), 2)
         (3.0, 4.04)
     """

@@ -37,7 +37,7 @@ def threshold(n: int) -> float:
 
     Source: Vehtari et al. 2024, section 3.2.4.
 
-    Example:
+    Examples:
         >>> threshold(1000), threshold(10**6)
         (0.6666666666666667, 0.7)
     """
@@ -62,7 +62,7 @@ def psis(log_weights: Float[Tensor, "n"]) -> tuple[Float[Tensor, "n"], float]:
         The smoothed log weights with logsumexp 0, shape (n,), and k-hat: good below
         `threshold(n)`, about 0.7; not to be trusted above.
 
-    Example:
+    Examples:
         >>> u = torch.arange(0.5, 4000) / 4000
         >>> smoothed, k = psis(-0.5 * u.log())  # w = u^-k has tail index k
         >>> smoothed.shape, round(k, 1)

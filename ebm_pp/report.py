@@ -42,10 +42,10 @@ COLUMNS = 8  # numbers in the picture of all pairs: more would be too small to s
 class Picture(NamedTuple):
     """A picture of a fit.
 
-    name: of its file.
-    heading: above it.
-    caption: what it shows, and how to read it.
-    figure: itself.
+    * name: of its file.
+    * heading: above it.
+    * caption: what it shows, and how to read it.
+    * figure: itself.
     """
 
     name: str

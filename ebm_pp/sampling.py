@@ -53,8 +53,8 @@ class Fitted(Protocol):
 class Draws(NamedTuple):
     """Draws of q.
 
-    values: each site, shape (n, *site_shape).
-    log_weights: log p~ - log q, shape (n,), not normalised; -inf is a zero weight.
+    * values: each site, shape (n, *site_shape).
+    * log_weights: log p~ - log q, shape (n,), not normalised; -inf is a zero weight.
     """
 
     values: Sites
@@ -76,11 +76,11 @@ class Draws(NamedTuple):
 class Chains(NamedTuple):
     """Markov chains with p_theta as their limit.
 
-    values: each site, shape (chains, steps, *site_shape).
-    log_density, log_q: log p~ and log q of every state, shape (chains, steps).
-    accepted: whether the state is a new one, shape (chains, steps).
-    acceptance: accepted moves as a fraction of the steps.
-    divergences: steps where NUTS lost the trajectory; wanted 0. Always 0 for independence MH.
+    * values: each site, shape (chains, steps, *site_shape).
+    * log_density, log_q: log p~ and log q of every state, shape (chains, steps).
+    * accepted: whether the state is a new one, shape (chains, steps).
+    * acceptance: accepted moves as a fraction of the steps.
+    * divergences: steps where NUTS lost the trajectory; wanted 0. Always 0 for independence MH.
     """
 
     values: Sites
@@ -99,8 +99,8 @@ class Chains(NamedTuple):
 class LogProb(NamedTuple):
     """Normalised log densities of rows.
 
-    values: log p~ - log Z, shape (n,), nats in the sites' own units.
-    log_partition: log Z with its standard error, which all rows share.
+    * values: log p~ - log Z, shape (n,), nats in the sites' own units.
+    * log_partition: log Z with its standard error, which all rows share.
     """
 
     values: Float[Tensor, " n"]
@@ -174,7 +174,7 @@ def resample(draws: Draws, n: int, *, seed: int | None = None) -> Sites:
     Raises:
         GeneratorError: no draw has any weight.
 
-    Example:
+    Examples:
         >>> draws = Draws({"x": torch.tensor([1.0, 2.0])}, torch.tensor([0.0, -torch.inf]))
         >>> resample(draws, 3, seed=0)
         {'x': tensor([1., 1., 1.])}

@@ -285,7 +285,7 @@ class SoftOptimalPolicy(nn.Module):
     Raises:
         ProgramError: as `step_table`.
 
-    Example:
+    Examples:
         >>> from ebm_pp import PolicyGenerator
         >>> from models.gridworld import FeatureCost, six_states
         >>> model = EnergyModel(FeatureCost(*six_states()))

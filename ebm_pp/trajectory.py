@@ -44,7 +44,7 @@ class Trajectories(NamedTuple):
 def trajectory(dynamics: Dynamics, horizon: int) -> Trajectories:
     """Declares a whole trajectory of `horizon` actions: the sites `states` and `actions`.
 
-    Example:
+    Examples:
         >>> import pyro.distributions as dist
         >>> from ebm_pp.dynamics import Space
         >>> line = Dynamics(dist.Normal(torch.zeros(1), 1.0).to_event(1), torch.add, Space.real(1))

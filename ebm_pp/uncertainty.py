@@ -147,7 +147,7 @@ def standard_errors(
             determine some parameter, which the text names.
         DataError: the data do not fit the program, or groups are not one label a row.
 
-    Example:
+    Examples:
         >>> print(standard_errors(result, rows, ["coupling_weights"]))  # doctest: +SKIP
         parameter            value   standard error  to the maximum  factors
         coupling_weights[0]  0.1339  0.01094         0.0008          coupling
