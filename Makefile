@@ -19,7 +19,7 @@ help:
 	@echo "make experiments  rerun every experiment and rewrite experiments/results/"
 	@echo "make bench        models from data against other libraries, short (under 15 minutes)"
 	@echo "make bench-full   the same, every problem and three seeds"
-	@echo "make docs         build the documentation into site/, its notebooks run (5 minutes)"
+	@echo "make docs         build the documentation into site/, its notebooks run (minutes)"
 	@echo "make clean        remove .venv, runs/, site/ and caches"
 
 demo: $(STAMP)

@@ -51,14 +51,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for name, picture in outputs.items():
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     for path in PICTURES:
-        found = File.generated(config, f"pictures/{path.name}", abs_src_path=str(path))
-        files.append(found)
+        files.append(File.generated(config, f"pictures/{path.name}", abs_src_path=str(path)))
     return files
 
 
-def on_page_content(html: str, **_: Any) -> str:  # noqa: ANN401 - page, config and files
+def on_page_content(content: str, **_: Any) -> str:  # noqa: ANN401 - page, config and files
     """Formulas as MathML."""
-    return FORMULA.sub(_mathml, html)
+    return FORMULA.sub(_mathml, content)
 
 
 def notebook_page(path: Path, *, execute: bool) -> tuple[str, dict[str, bytes]]:

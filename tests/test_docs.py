@@ -70,6 +70,18 @@ def test_every_page_is_in_the_navigation():
     assert nav == {str(page.relative_to(DOCS)) for page in PAGES}
 
 
+def test_linked_notebooks_and_pictures_exist():
+    experiments = ROOT / "experiments"
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"\(notebooks/(\w+)\.md", text):
+            assert (experiments / "notebooks" / f"{name}.py").exists(), name
+        for name in re.findall(r"\(pictures/(\w+\.png)\)", text):
+            assert (experiments / "results" / name).exists(), name
+    shown = set(re.findall(r"\(pictures/(\w+\.png)\)", text_of("gallery.md")))
+    assert shown == {path.name for path in (experiments / "results").glob("*.png")}
+
+
 def test_every_guide_page_is_run():
     assert {page.stem for page in DOCS.glob("guide/*.md")} == {*GUIDE, "index"}
 
