@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 import ebm_pp
-from ebm_pp import diagnostics, plots, plots_sites, plots_trajectory, report
+from ebm_pp import diagnostics, plots, plots_trajectory, report
 from ebm_pp.training import Status
 
 ROOT = Path(__file__).parents[1]
@@ -43,18 +43,18 @@ def blocks(page):
 
 def public_names():
     """Every name that has an entry; where a module has its name too, the name in that module."""
-    modules = (plots, plots_sites, plots_trajectory, report)
     clash = [name for name in ebm_pp.__all__ if (ROOT / "ebm_pp" / f"{name}.py").exists()]
-    return [
-        f"ebm_pp.{name}.{name}" if name in clash else f"ebm_pp.{name}" for name in ebm_pp.__all__
-    ] + [
-        f"{module.__name__}.{name}"
-        for module in modules
-        for name, value in vars(module).items()
-        if inspect.isfunction(value)
-        and value.__module__ == module.__name__
-        and name.startswith(("plot_", "write_report", "pictures"))
-    ]
+    names = [f"{name}.{name}" if name in clash else name for name in ebm_pp.__all__]
+    names += [f"plots.{name}" for name in plots.__all__]
+    for module in (plots_trajectory, report):
+        names += [
+            f"{module.__name__.removeprefix('ebm_pp.')}.{name}"
+            for name, value in vars(module).items()
+            if inspect.isfunction(value)
+            and value.__module__ == module.__name__
+            and not name.startswith("_")
+        ]
+    return [f"ebm_pp.{name}" for name in names]
 
 
 def test_every_public_name_has_an_entry():
