@@ -55,6 +55,7 @@ class Uncertainty:
         covariance: V, shape (k, k).
         shift: the Newton step to the maximum of the rows' likelihood; small against the standard
             errors where the fit has converged.
+        shift_error: one standard error of `shift`, from the draws alone; it falls with root n.
         pareto_k: of the weights behind A; too high, nothing here can be trusted.
         draws: how many these were.
         parameters: their names in `model.named_parameters()`, one per tensor.
@@ -68,6 +69,7 @@ class Uncertainty:
     standard_errors: Float[Tensor, " k"]
     covariance: Float[Tensor, "k k"]
     shift: Float[Tensor, " k"]
+    shift_error: Float[Tensor, " k"]
     pareto_k: float
     draws: int
     parameters: tuple[str, ...]
@@ -87,12 +89,21 @@ class Uncertainty:
                 f"Not to be trusted: Pareto k {self.pareto_k:.2f} of the weights is above "
                 f"{threshold(self.draws):.2f}. Look at diagnose(fit, rows) first."
             )
-        far = self.shift.abs() / self.standard_errors
-        if far.max() > 1:
-            worst = self.names[int(far.argmax())]
+        far, noise = (
+            self.shift.abs() / self.standard_errors,
+            self.shift_error / self.standard_errors,
+        )
+        clear = far - 3 * noise
+        if clear.max() > 1:
+            worst = int(clear.argmax())
             return (
-                f"The fit is {far.max():.1f} standard errors from the likelihood's maximum in "
-                f"{worst}: train longer, or with less averaging (FitConfig.average)."
+                f"The fit is {far[worst]:.1f} standard errors from the likelihood's maximum in "
+                f"{self.names[worst]}: train longer, or with less averaging (FitConfig.average)."
+            )
+        if far.max() > 1:
+            return (
+                f"{self.draws} draws place the likelihood's maximum only to within "
+                f"{3 * noise.max():.1f} standard errors of the parameters: raise n."
             )
         return "At the likelihood's maximum within one standard error; weights are healthy."
 
@@ -163,7 +174,7 @@ def standard_errors(
     with seeded(seed):
         y, log_density, log_q = propose(fit, n)
     smoothed, pareto_k = psis((log_density - log_q).double())
-    s, gap, a, moment = _information(model, x, y, smoothed.exp(), list(chosen.values()))
+    s, gap, noise, a, moment = _information(model, x, y, smoothed.exp(), list(chosen.values()))
     jacobian, values, names, owner = _as_seen(model, chosen)
     _require_curved(a, moment, names if len(names) == len(a) else list(map(str, range(len(a)))))
     root, rows = jacobian @ torch.linalg.inv(a), fit.n_train or len(s)
@@ -176,6 +187,7 @@ def standard_errors(
         standard_errors=covariance.diagonal().sqrt(),
         covariance=covariance,
         shift=root @ gap,
+        shift_error=(root @ noise @ root.T).diagonal().sqrt(),
         pareto_k=pareto_k,
         draws=n,
         parameters=tuple(chosen),
@@ -190,15 +202,22 @@ def _information(
     y: Sites,
     weights: Float[Tensor, " m"],
     parameters: list[Tensor],
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, " k"], Float[Tensor, "k k"], Float[Tensor, " k"]]:
-    """The scores of the rows, the gradient of l, A, and E_W[s^2]."""
+) -> tuple[
+    Float[Tensor, "n k"],
+    Float[Tensor, " k"],
+    Float[Tensor, "k k"],
+    Float[Tensor, "k k"],
+    Float[Tensor, " k"],
+]:
+    """The scores of the rows, the gradient of l, its covariance over draws, A, and E_W[s^2]."""
     equal = torch.full((n_rows(x),), 1 / n_rows(x), dtype=torch.float64, device=model.device)
     s_data, hessian_data = _scores(model, x, equal, parameters)
     s_draws, hessian_draws = _scores(model, y, weights, parameters)
     centred = s_draws - weights @ s_draws
     a = hessian_draws - hessian_data + centred.T @ (weights[:, None] * centred)
     gap = equal @ s_data - weights @ s_draws
-    return s_data, gap, 0.5 * (a + a.T), weights @ s_draws.square()
+    carried = weights[:, None] * centred
+    return s_data, gap, carried.T @ carried, 0.5 * (a + a.T), weights @ s_draws.square()
 
 
 def _chosen(model: EnergyModel, endings: Sequence[str] | None) -> dict[str, Tensor]:

@@ -100,6 +100,19 @@ def test_the_shift_is_newtons_step_to_the_maximum():
     )
 
 
+def test_the_noise_of_the_shift_is_told_from_a_shift():
+    n, d = 5000, 2
+    data = gaussian.draws(gaussian.true_parameters(d), n, 1)
+    fit = gaussian_at(gaussian.maximum_likelihood(data), d, n)
+    found = [standard_errors(fit, data, n=2000, seed=seed) for seed in range(40)]
+    shifts = torch.stack([one.shift for one in found])
+    stated = torch.stack([one.shift_error for one in found]).mean(0)
+    scatter = shifts.square().mean(0).sqrt()  # the true shift is 0
+    assert ((scatter / stated - 1).abs() < 4 / (2 * 40) ** 0.5).all()
+    assert any("raise n" in one.verdict for one in found)
+    assert not any("train longer" in one.verdict for one in found)
+
+
 def test_rows_that_go_together_count_once():
     n, d = 1000, 2
     data = gaussian.draws(gaussian.true_parameters(d), n, 2)

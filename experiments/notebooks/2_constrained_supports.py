@@ -26,7 +26,7 @@ import pyro.distributions as dist
 import torch
 
 import ebm_pp
-from ebm_pp.plots import plot_energy_on_circle, plot_factors, plot_moment_gaps, plot_pairs
+from ebm_pp.plots import plot_energy_slice, plot_factors, plot_moment_gaps, plot_pairs
 from models.wind import load_wind, wind_days
 
 torch.set_num_threads(1)  # faster than many for programs of this size
@@ -238,7 +238,7 @@ plot_pairs(second.model, train, draws)
 # `gust`. Without it all curves would be the same.
 
 # %%
-plot_energy_on_circle(second, look, "direction")
+plot_energy_slice(second.model, look, "direction")
 
 # %% [markdown]
 # What every term contributes, at data and at draws. Of a factor that has been learned the two dots
