@@ -15,6 +15,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import shtab
 import torch
 from torch import Tensor
 
@@ -34,14 +35,16 @@ from ebm_pp.report import pictures, write_report
 from ebm_pp.sampling import importance_sample, resample
 from ebm_pp.training import Fit, fit
 
-EXAMPLES = """examples:
-  ebm-pp fit models.planar:Planar --data points.npz --out runs/planar
-  ebm-pp fit my_model.py:program --data table.csv --out runs/mine --rounds 30
-  ebm-pp diagnose runs/planar
-  ebm-pp report runs/planar
-  ebm-pp sample runs/planar --n 1000 --out draws.csv
-  ebm-pp compare runs/planar runs/simpler --json
-
+EXAMPLES = {
+    "fit": """  ebm-pp fit models.planar:Planar --data points.npz --out runs/planar
+  ebm-pp fit my_model.py:program --data table.csv --out runs/mine --rounds 30""",
+    "diagnose": "  ebm-pp diagnose runs/planar --data other_rows.csv",
+    "report": "  ebm-pp report runs/planar",
+    "sample": """  ebm-pp sample runs/planar --n 1000 --out draws.csv
+  ebm-pp sample runs/planar --weighted --out draws.parquet""",
+    "compare": "  ebm-pp compare runs/planar runs/simpler --json",
+}
+FILES = """
 DATA is a CSV, parquet or npz file. One column (array) per site; a vector site x has the columns
 x[0], x[1], ... Without --held-out, every fifth row at random is held out.
 
@@ -51,41 +54,7 @@ heavy-tailed to be trusted), 2 bad input."""
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="ebm-pp",
-        description="Fit an energy model declared as a Pyro program, and diagnose the fit.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    fitting = commands.add_parser("fit", help="fit a program to a file of data")
-    fitting.add_argument("program", help="module:name or file.py:name of a Pyro program")
-    fitting.add_argument("--data", required=True, type=Path, help="CSV, parquet or npz file")
-    fitting.add_argument("--held-out", type=Path, help="file of rows never trained on")
-    fitting.add_argument("--out", required=True, type=Path, help="folder to write")
-    fitting.add_argument("--rounds", type=int, help="at most so many rounds")
-    fitting.add_argument("--batch", type=int, help="rows of data a step")
-    fitting.add_argument("--seed", type=int, default=0)
-    fitting.add_argument("--quiet", action="store_true", help="no progress bar")
-    again = commands.add_parser("diagnose", help="print the report of a fit and redraw pictures")
-    again.add_argument("out", type=Path, help="folder that `fit` wrote")
-    again.add_argument("--data", type=Path, help="other rows than the held-out ones")
-    page = commands.add_parser("report", help="write report.html, a page that opens anywhere")
-    page.add_argument("out", type=Path, help="folder that `fit` wrote")
-    page.add_argument("--data", type=Path, help="other rows than the held-out ones")
-    draws = commands.add_parser("sample", help="write draws of a fit to a file")
-    draws.add_argument("run", type=Path, help="folder that `fit` wrote")
-    draws.add_argument("--n", type=int, default=1000, help="how many (1000)")
-    draws.add_argument("--out", required=True, type=Path, help="CSV, parquet or npz file to write")
-    draws.add_argument("--weighted", action="store_true",
-                       help="the generator's own draws, with a column log_weight")  # fmt: skip
-    draws.add_argument("--seed", type=int, default=0)
-    ranks = commands.add_parser("compare", help="rank fits on held-out rows")
-    ranks.add_argument("runs", nargs="+", type=Path, help="folders that `fit` wrote, two or more")
-    ranks.add_argument("--data", type=Path, help="rows; by default the held-out ones, if the same")
-    for command in (fitting, again, page, ranks):
-        command.add_argument("--json", action="store_true", help="print JSON, for programs")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     commanded = {"fit": _fit, "diagnose": _diagnose, "report": _report,
                  "sample": _sample, "compare": _compare}[options.command]  # fmt: skip
     mpl.use("agg")
@@ -94,6 +63,62 @@ def main(arguments: list[str] | None = None) -> int:
     except (ProgramError, DataError, GeneratorError, CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="ebm-pp",
+        description="Fit an energy model declared as a Pyro program, and diagnose the fit.",
+        epilog="\n".join(["examples:", *EXAMPLES.values(), FILES]),
+        formatter_class=raw,
+    )
+    shtab.add_argument_to(parser, help="print the completion script of a shell, for its start-up")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, does: str) -> argparse.ArgumentParser:
+        epilog = f"examples:\n{EXAMPLES[name]}\n{FILES}"
+        return commands.add_parser(
+            name, help=does, description=does, epilog=epilog, formatter_class=raw
+        )
+
+    fitting = command("fit", "fit a program to a file of data")
+    fitting.add_argument("program", help="module:name or file.py:name of a Pyro program")
+    _file(fitting, "--data", "CSV, parquet or npz file", required=True)
+    _file(fitting, "--held-out", "file of rows never trained on")
+    _folder(fitting, "--out", "folder to write", required=True)
+    fitting.add_argument("--rounds", type=int, help="at most so many rounds")
+    fitting.add_argument("--batch", type=int, help="rows of data a step")
+    fitting.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    fitting.add_argument("--quiet", action="store_true", help="no progress bar")
+    again = command("diagnose", "print the report of a fit and redraw pictures")
+    page = command("report", "write report.html, a page that opens anywhere")
+    for one in (again, page):
+        _folder(one, "out", "folder that `fit` wrote")
+        _file(one, "--data", "other rows than the held-out ones")
+    draws = command("sample", "write draws of a fit to a file")
+    _folder(draws, "run", "folder that `fit` wrote")
+    draws.add_argument("--n", type=int, default=1000, help="how many (1000)")
+    _file(draws, "--out", "CSV, parquet or npz file to write", required=True)
+    draws.add_argument("--weighted", action="store_true",
+                       help="the generator's own draws, with a column log_weight")  # fmt: skip
+    draws.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    ranks = command("compare", "rank fits on held-out rows")
+    _folder(ranks, "runs", "folders that `fit` wrote, two or more", nargs="+")
+    _file(ranks, "--data", "rows; by default the held-out ones, if the same")
+    for one in (fitting, again, page, ranks):
+        one.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def _file(parser: argparse.ArgumentParser, name: str, says: str, **more: Any) -> None:  # noqa: ANN401
+    """A path whose completion is files."""
+    parser.add_argument(name, type=Path, help=says, **more).complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def _folder(parser: argparse.ArgumentParser, name: str, says: str, **more: Any) -> None:  # noqa: ANN401
+    """A path whose completion is folders."""
+    parser.add_argument(name, type=Path, help=says, **more).complete = shtab.DIRECTORY  # type: ignore[attr-defined]
 
 
 def _tell(result: Fit, report: Report, options: argparse.Namespace, wrote: str = "") -> int:

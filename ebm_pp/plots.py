@@ -122,7 +122,7 @@ def plot_weights(
     ax.set_ylim(top=8 * ax.get_ylim()[1])  # room for the legend
     ax.legend(frameon=False, fontsize=8)
     if beyond := int(side.beyond.sum()):
-        ax.set_title(f"{beyond} rows of data beyond the reach of all draws", fontsize=9)
+        ax.set_title(f"rows of data beyond the reach of all draws: {beyond}", fontsize=9)
     return figure
 
 

@@ -1,10 +1,13 @@
 """The command line as its user types it, and the pictures it leaves."""
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
+import shtab
 import torch
 
 from ebm_pp import EnergyModel, cli
@@ -142,6 +145,34 @@ def test_a_missing_column_is_named(folder, program):
         cli.read_rows(folder / "bad.csv", model)
     with pytest.raises(ProgramError, match="Name it as"):
         cli.find_program("models.planar")
+
+
+@pytest.mark.parametrize("command", ["fit", "diagnose", "report", "sample", "compare"])
+def test_every_command_has_examples_that_parse(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit codes" in text
+    lines = [line.split() for line in text.splitlines() if line.startswith("  ebm-pp ")]
+    assert lines
+    for words in lines:
+        assert cli._parser().parse_args(words[1:]).command == command
+
+
+def test_a_shell_completes_commands_and_options(tmp_path):
+    if shutil.which("bash") is None:
+        pytest.skip("no bash on this machine")
+    script = shtab.complete(cli._parser(), "bash")
+    asked = """
+    COMP_WORDS=(ebm-pp %s); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_ebm_pp ebm-pp
+    echo "${COMPREPLY[@]}"
+    """
+    for words, expected in (("com", "compare"), ("fit --ro", "--rounds")):
+        run = subprocess.run(
+            ["bash", "-c", script + asked % words], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert run.stdout.split() == [expected]
 
 
 def test_version_is_the_packages():
