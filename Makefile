@@ -3,7 +3,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
-DOCS := $(VENV)/.docs
 # 3.11 first: there torch installs as a small CPU build. A name on PATH may be a shim that
 # fails when called, so every candidate is run.
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
@@ -52,13 +51,9 @@ $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -e ".[bench]" -c constraints.txt
 	@touch $(PEERS)
 
-docs: $(DOCS)
+docs: $(STAMP)
 	EXECUTE_NOTEBOOKS=true $(BIN)/python -m mkdocs build
 	@echo "open site/index.html"
-
-$(DOCS): $(STAMP)
-	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
-	@touch $(DOCS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \

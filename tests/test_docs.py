@@ -1,7 +1,7 @@
 """The documentation: complete, true to the code, and built without another host.
 
-What needs no further package is always checked. Building the site needs those of `make docs`, and
-is skipped without them.
+What needs no further package is always checked. Building the site needs those of the extra `docs`,
+and is skipped without them.
 """
 
 import ast
@@ -173,7 +173,7 @@ def site(tmp_path_factory):
     """The whole site, its notebooks not run."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"{', '.join(missing)} not installed: run `make docs` once")
+        pytest.skip(f"{', '.join(missing)} not installed: they are the extra `docs`")
     out = tmp_path_factory.mktemp("site")
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
