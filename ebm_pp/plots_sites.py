@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from torch.distributions import constraints
 
@@ -76,7 +77,7 @@ def plot_pairs(
             ax = figure.add_subplot(grid[i, j])
             if i == j:
                 _marginal(ax, left[row], right[row], edges[row])
-                ax.set_title(row, fontsize=10)
+                ax.set_title(row, fontsize=10, y=0.82)  # inside: above, it would label another
             else:
                 part, colours = (left, "Blues") if i > j else (right, "Oranges")
                 _hist(ax, part[column], part[row], edges[column], edges[row], colours)
@@ -185,11 +186,13 @@ def _edges(
 
 
 def scale_axes(ax: Axes, model: EnergyModel, x: str | None = None, y: str | None = None) -> None:
-    """Logarithmic axes for positive coordinates."""
-    if x is not None and kind_of(model, x) == "positive":
-        ax.set_xscale("log")
-    if y is not None and kind_of(model, y) == "positive":
-        ax.set_yscale("log")
+    """Logarithmic axes for positive coordinates, with plain numbers at 1, 2 and 5."""
+    for name, set_scale, axis in ((x, ax.set_xscale, ax.xaxis), (y, ax.set_yscale, ax.yaxis)):
+        if name is not None and kind_of(model, name) == "positive":
+            set_scale("log")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _hist(
@@ -220,6 +223,7 @@ def _share(
 def _marginal(ax: Axes, data: NDArray[Any], draws: NDArray[Any], edges: NDArray[Any]) -> None:
     _share(ax, data, edges, None, color=DATA, alpha=0.45)
     _share(ax, draws, edges, None, histtype="step", color=DRAWS, lw=1.5)
+    ax.set_ylim(top=1.3 * ax.get_ylim()[1])
     ax.set_yticks([])
 
 
