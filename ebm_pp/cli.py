@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, does: str) -> argparse.ArgumentParser:
+        """A subcommand with its own examples."""
         epilog = f"examples:\n{EXAMPLES[name]}\n{FILES}"
         return commands.add_parser(
             name, help=does, description=does, epilog=epilog, formatter_class=raw

@@ -133,20 +133,21 @@ def to_datatree(
             "  Pass the fit and the rows it was trained on: to_datatree(fit, data=rows, ...)."
         )
     attributes: dict[str, Any] = {"seed": "none" if seed is None else seed}
-    model: EnergyModel | None = None
+    model = None if isinstance(source, Chains | Draws) else source.model
+    rows = None
+    if data is not None:
+        rows = representative(data if model is None else model.stored(data))
     draws: Draws | None = None
     if isinstance(source, Chains):
         groups = _chain_groups(source)
     elif isinstance(source, Draws):
         groups, draws = _walk(source, chains, seed) | {"proposal": _proposal(source)}, source
     else:
-        model = source.model
-        groups, draws = _fit_groups(source, data, uncertainty, n, chains, seed)
+        groups, draws = _fit_groups(source, rows, uncertainty, n, chains, seed)
         attributes |= _record(source)
     if draws:
         attributes |= _estimate(log_partition_from_weights(draws.log_weights))
-    if data is not None:
-        rows = representative(data if model is None else model.stored(data))
+    if rows is not None:
         groups["observed_data"] = _variables(rows, model)
     tree = _tree(groups, _trajectory_dims(model), _coordinates(model, draws))
     history = getattr(source, "history", ())
@@ -158,7 +159,7 @@ def to_datatree(
 
 def _fit_groups(
     source: Recorded,
-    data: Mapping[str, Any] | None,
+    rows: Sites | None,
     uncertainty: Uncertainty | None,
     n: int,
     chains: int,
@@ -171,13 +172,14 @@ def _fit_groups(
         walked = walk(values, log_density, log_q, chains)
     draws = Draws(values, log_density - log_q)
     groups = {**_chain_groups(walked, model), "proposal": _proposal(draws, model)}
-    if data is None:
+    if rows is None:
         return groups, draws
-    rows = representative(model.stored(data))
     size = (chains, REPLICATES, min(n_rows(rows), REPLICATE_ROWS))
     if uncertainty:
         with seeded(seed):
-            of = parameter_draws(source, rows, uncertainty, n, (chains, PARAMETER_DRAWS), size[1:])
+            of = parameter_draws(
+                model, rows, uncertainty, values, log_q, (chains, PARAMETER_DRAWS), size[1:]
+            )
         statistics = {"log_partition": of.log_partition, "ess_fraction": of.ess}
         log_likelihood, replicates = of.log_likelihood, of.replicates
         groups |= {"posterior": _variables(of.values), "sample_stats": _variables(statistics)}
@@ -220,39 +222,6 @@ def _chain_groups(walked: Chains, model: EnergyModel | None = None) -> dict[str,
         flat = {name: value.flatten(0, 1) for name, value in walked.values.items()}
         statistics["energy"] = _array(_energy(model, flat).reshape(walked.log_q.shape))
     return {"posterior": _variables(walked.values, model), "sample_stats": statistics}
-
-
-def _at_data(
-    source: Recorded, rows: Sites, draws: Draws, log_z: float, chains: int, seed: int | None
-) -> dict[str, Variables]:
-    """log_likelihood of the rows, and posterior_predictive data sets beside them."""
-    log_likelihood = _array(log_density_of(source.model, rows) - log_z)[None, None]
-    size = (chains, REPLICATES, min(n_rows(rows), REPLICATE_ROWS))
-    drawn = resample(draws, math.prod(size), seed=seed)
-    replicates = {name: value.unflatten(0, size) for name, value in drawn.items()}
-    return {
-        "log_likelihood": {"joint": log_likelihood},
-        "posterior_predictive": _variables(replicates, source.model),
-    }
-
-
-def _of_parameters(
-    source: Recorded, rows: Sites, found: Uncertainty, n: int, chains: int, seed: int | None
-) -> dict[str, Variables]:
-    """The groups that a tree of the parameters has otherwise."""
-    with seeded(seed):
-        drawn = parameter_draws(
-            source, rows, found, n=n, size=(chains, PARAMETER_DRAWS),
-            replicates=(REPLICATES, min(n_rows(rows), REPLICATE_ROWS)),
-        )  # fmt: skip
-    return {
-        "posterior": _variables(drawn.values),
-        "sample_stats": _variables(
-            {"log_partition": drawn.log_partition, "ess_fraction": drawn.ess}
-        ),
-        "log_likelihood": {"joint": _array(drawn.log_likelihood)},
-        "posterior_predictive": _variables(drawn.replicates, source.model),
-    }
 
 
 @torch.no_grad()

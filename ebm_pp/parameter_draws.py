@@ -22,11 +22,10 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.evidence import Diagnosable
 from ebm_pp.pareto import psis
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import pick
-from ebm_pp.sampling import log_density_of, propose
+from ebm_pp.sampling import log_density_of
 from ebm_pp.uncertainty import Uncertainty, constraint, readable
 
 
@@ -48,25 +47,26 @@ class ParameterDraws(NamedTuple):
 
 @torch.no_grad()
 def parameter_draws(
-    fit: Diagnosable,
+    model: EnergyModel,
     x: Sites,
     found: Uncertainty,
-    n: int,
+    y: Sites,
+    log_q: Float[Tensor, " m"],
     size: tuple[int, int],
     replicates: tuple[int, int],
 ) -> ParameterDraws:
     """Draws of the parameters from the random stream as it stands.
 
     Args:
-        fit: a fit.
+        model: the program at the learned parameters.
         x: rows to take the likelihood of.
         found: of `standard_errors`.
-        n: draws of the generator.
+        y: draws of the generator.
+        log_q: of these draws.
         size: chains and draws a chain; all are independent.
         replicates: of how many draws a chain rows are drawn anew, and how many rows.
     """
-    model = copy.deepcopy(fit.model)
-    y, _, log_q = propose(fit, n)
+    model = copy.deepcopy(model)
     named = dict(model.named_parameters())
     thetas = [named[name] for name in found.parameters]
     free = _free(thetas, found, size)
