@@ -44,13 +44,18 @@ class Best:
     def or_better(self, game: "Game", info: dict[str, Any], healthy: bool) -> "Best":
         """The better of this and the present.
 
-        A healthy round before any other, then by held-out log-likelihood (without held-out rows
-        the later one; for a given density by ESS). Of rounds whose held-out log-likelihoods differ
+        A healthy round before any other, then by held-out log-likelihood, of rounds that are not
+        healthy by the least that it can be (without held-out rows the later one; for a given
+        density by ESS). Of healthy rounds whose held-out log-likelihoods differ
         by less than the error of log Z the later one, whose energy has converged further.
         """
         value, slack = info["held_out"], 0.0
         if not math.isnan(value):
             slack = math.sqrt(2) * info["log_partition_se"]
+            if (
+                not healthy
+            ):  # few draws carry log Z: the round where it is too low by luck would win
+                value, slack = info["held_out_least"], 0.0
         else:
             value = info["ess"] if game.data is None else float(info["round"])
         if game.soft_value is not None and math.isnan(info["held_out"]):

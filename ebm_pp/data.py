@@ -262,3 +262,15 @@ def _on_boundary(support: constraints.Constraint, value: Tensor) -> Tensor:
     for touch in touching:
         edge |= touch.reshape(len(value), -1).any(-1)
     return edge
+
+
+def inside_of(sites: dict[str, Site], x: Mapping[str, Tensor]) -> Tensor:
+    """Whether each draw is finite and strictly inside its supports."""
+    good = []
+    for name, site in sites.items():
+        value = x[name]
+        ok = torch.isfinite(value.reshape(len(value), -1)).all(-1)
+        if not site.circular and site.trajectory is None:
+            ok &= _inside(site.support, value) & ~_on_boundary(site.support, value)
+        good.append(ok)
+    return torch.stack(good).all(0)

@@ -168,26 +168,28 @@ def _fit_groups(
     """The groups of a fit but observed_data and training, and its draws."""
     model = source.model
     with seeded(seed):
-        values, log_density, log_q = propose(source, n)
-        walked = walk(values, log_density, log_q, chains)
-    draws = Draws(values, log_density - log_q)
+        drawn = propose(source, n)
+        walked = walk(drawn.values, drawn.log_density, drawn.log_q, chains)
+    draws = Draws(drawn.values, drawn.log_weights, drawn.rejected)
     groups = {**_chain_groups(walked, model), "proposal": _proposal(draws, model)}
     if rows is None:
         return groups, draws
     size = (chains, REPLICATES, min(n_rows(rows), REPLICATE_ROWS))
     if uncertainty:
         with seeded(seed):
+            massive = drawn.with_mass()
             of = parameter_draws(
-                model, rows, uncertainty, values, log_q, (chains, PARAMETER_DRAWS), size[1:]
-            )
+                model, rows, uncertainty, massive.values, massive.log_q,
+                (chains, PARAMETER_DRAWS), size[1:],
+            )  # fmt: skip
         statistics = {"log_partition": of.log_partition, "ess_fraction": of.ess}
         log_likelihood, replicates = of.log_likelihood, of.replicates
         groups |= {"posterior": _variables(of.values), "sample_stats": _variables(statistics)}
     else:
         log_z = log_partition_from_weights(draws.log_weights)
         log_likelihood = (log_density_of(model, rows) - log_z.value)[None, None]
-        drawn = resample(draws, math.prod(size), seed=seed)
-        replicates = {name: value.unflatten(0, size) for name, value in drawn.items()}
+        again = resample(draws, math.prod(size), seed=seed)
+        replicates = {name: value.unflatten(0, size) for name, value in again.items()}
     predictive = _variables(replicates, model)
     joint = {"joint": _array(log_likelihood)}
     return groups | {"log_likelihood": joint, "posterior_predictive": predictive}, draws

@@ -18,7 +18,7 @@ from operator import add
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 
 from ebm_pp.ancestral import draw_base
 from ebm_pp.circle import wrap
-from ebm_pp.data import check_rows, require_rows
+from ebm_pp.data import check_rows, inside_of, require_rows
 from ebm_pp.errors import ProgramError
 from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks, surroundings
 from ebm_pp.rows import columns_as_html
@@ -280,6 +280,11 @@ class EnergyModel(nn.Module):
             log_jacobian = log_jacobian - _log_jacobian(transform, free, value)
         z = torch.cat(parts, dim=-1)
         return z, log_jacobian.expand(len(z))
+
+    @torch.no_grad()
+    def inside(self, x: Sites) -> Bool[Tensor, "n"]:
+        """Whether each draw is finite and strictly inside its supports."""
+        return inside_of(self.sites, x)
 
     @torch.no_grad()
     def sample_base(self, n: int) -> Sites:

@@ -20,13 +20,16 @@ from ebm_pp.config import PER_STEP, FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
 from ebm_pp.generator import FlowGenerator, Generator
-from ebm_pp.given import annealed, default_flow, step_losses
+from ebm_pp.given import Annealed, annealed, default_flow, step_losses
+from ebm_pp.outskirts import Outskirts, outskirts_of
 from ebm_pp.partition import bridge
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.policy_steps import OBJECTIVES, attach, log_weights_of, policy_steps, resolve
-from ebm_pp.pool import Pool, n_rows, pick
+from ebm_pp.pool import LOST, Pool, n_rows, pick
+from ebm_pp.sampling import log_ratio, with_stand_ins
 from ebm_pp.soft_value import Projection, SoftValue
-from ebm_pp.stored import Data
+from ebm_pp.stored import Data, representative
+from ebm_pp.support import describe
 
 # Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
@@ -78,6 +81,7 @@ class Game:
     config: FitConfig
     soft_value: SoftValue | None = None  # of trajectories: refitted to every pool
     density: Density | None = None  # log p~ of as many rows as an energy step has, captured
+    outer: Outskirts | None = None  # with data, where neither q nor the base measure draws
 
 
 def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[str, float]:
@@ -98,8 +102,16 @@ def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[
             i = torch.randint(pool.n_data, (n_batch,))
         j = torch.randint(pool.n_data, n, (round(config.nu * n_batch),))
         at = torch.cat([i, j])
-        data, draws = map(torch.flatten, log_weights_at(at).tensor_split([n_batch]))
-        total += game.energy.step(objective(data, draws, offset, config.nu))
+        try:
+            data, draws = map(torch.flatten, log_weights_at(at).tensor_split([n_batch]))
+            total += game.energy.step(objective(data, draws, offset, config.nu))
+        except FloatingPointError:
+            fewer = without_undefined(game.model, pool)
+            if fewer is None:
+                raise
+            pool = fewer
+            log_weights_at = log_weights_of(game, pool, projection)
+            continue
         with torch.no_grad():
             logit_data = losses.discriminator_logit(data, offset, config.nu)
             logit_draws = losses.discriminator_logit(draws, offset, config.nu)
@@ -124,9 +136,22 @@ def _newton_step(logit_data: Tensor, logit_draws: Tensor, config: FitConfig) -> 
     return (OFFSET_DAMPING * slope / curvature).nan_to_num(0.0).clamp(-2, 2)
 
 
-def generator_target(
-    memory: list[tuple[Pool, Tensor]], game: Game, round_: int
-) -> tuple[Sites, Tensor, float]:
+@torch.no_grad()
+def without_undefined(model: EnergyModel, pool: Pool) -> Pool | None:
+    """The pool without draws whose log p~ is not finite, which spoil gradients; None if none is.
+
+    A draw without mass counts in no loss: its D is 0.
+    """
+    if model.layout is not None:
+        return None
+    undefined = ~(model.log_density(pool.x).isfinite() | pool.rejected)
+    both = pool.rejected | undefined
+    if not undefined.any() or undefined[: pool.n_data].any() or both.double().mean() > LOST:
+        return None
+    return pool._replace(x=with_stand_ins(pool.x, both), rejected=both)
+
+
+def generator_target(memory: list[tuple[Pool, Tensor]], game: Game, round_: int) -> Annealed:
     """The rows and log weights that stand for p_theta where the generator is fitted to it.
 
     With data: the pool under [F16]'s mixture of data and draws. With a given density: draws with
@@ -134,52 +159,45 @@ def generator_target(
     `temper_ess`; at beta = 1 past pools serve too.
 
     Returns:
-        (rows, log weights, beta). No rows, in the first half of a run, while the energy is a worse
-        model of the data than q, which would only forget what its warm start has learned.
+        Rows, weights, beta. No rows, in the first half of a run, while the energy is a worse model
+        of the data than q, which would only forget what its warm start has learned.
     """
     pool, log_density = memory[-1]
-    config = game.config
+    config, log_weights = game.config, log_ratio(log_density, pool.log_q)
     if pool.n_data:
-        at_data, at_draws = (log_density - pool.log_q).tensor_split([pool.n_data])
+        at_data, at_draws = log_weights.tensor_split([pool.n_data])
         b = bridge(at_data, at_draws, config.nu)
         if config.offset == "newton" and config.objective not in PER_STEP:
             game.offset.fill_(b)
         log_z = at_draws.logsumexp(0) - math.log(len(at_draws))
         early = round_ < config.rounds / 2 and config.generator_loss == "weighted_forward_kl"
         if early and at_data.mean() < log_z:
-            return pick(pool.x, slice(0)), at_data[:0], 1.0
+            return Annealed(pick(pool.x, slice(0)), at_data[:0], at_data[:0], 1.0)
         weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
-        return pool.x, weights, 1.0
+        return Annealed(pool.x, weights, pool.log_q, 1.0)
     if config.generator_loss != "weighted_forward_kl":
-        return pool.x, log_density - pool.log_q, 1.0
+        return Annealed(pool.x, log_weights, pool.log_q, 1.0)
     return annealed(memory, config.temper_ess)
 
 
-def generator_steps(
-    game: Game,
-    memory: list[tuple[Pool, Tensor]],
-    rows: Sites,
-    log_weights: Tensor,
-    steps: int,
-    round_: int,
-) -> float:
+def generator_steps(game: Game, newest: Pool, target: Annealed, steps: int, round_: int) -> float:
     """J steps of the generator, on the rows that `generator_target` chose; the mean loss."""
     if game.proposal is None or not steps:
         return math.nan
     if game.config.generator_loss == "score_function" and game.soft_value is not None:
-        return policy_steps(game, memory[-1][0], steps)
+        return policy_steps(game, newest, steps)
     config, n_batch = game.config, game.config.batch
     at = torch.zeros(steps * n_batch, dtype=torch.long)
     if config.generator_loss == "weighted_forward_kl":
-        if not len(log_weights):
+        if not len(target.log_weights):
             return math.nan
         if game.data is None:
-            every = step_losses(game.generator, memory, rows, log_weights, [n_batch] * steps)
+            every = step_losses(game.generator, target, [n_batch] * steps)
             return sum(map(game.proposal.step, every)) / steps
-        at = torch.multinomial(torch.softmax(log_weights, 0), len(at), replacement=True)
+        at = torch.multinomial(torch.softmax(target.log_weights, 0), len(at), replacement=True)
     total = 0.0
     for step in range(steps):
-        batch = pick(rows, at[step * n_batch : (step + 1) * n_batch])
+        batch = pick(target.rows, at[step * n_batch : (step + 1) * n_batch])
         share_left = 1 - round_ / config.rounds
         total += game.proposal.step(_generator_loss(game, batch, share_left))
     return total / steps
@@ -193,15 +211,19 @@ def _generator_loss(game: Game, batch: Sites, share_left: float) -> Tensor:
         return losses.weighted_forward_kl(log_q, torch.zeros_like(log_q))
     if config.generator_loss == "score_function":
         with torch.no_grad():
-            x, _ = generator.rsample_and_log_prob(config.batch)
-        log_q = generator.log_prob(x)
-        return losses.score_function(log_q, density(x) - log_q)
+            x, log_q = generator.rsample_and_log_prob(config.batch)
+            log_weights = density(x) - log_q
+        kept = log_weights.isfinite()
+        return losses.score_function(generator.log_prob(pick(x, kept)), log_weights[kept])
     if isinstance(generator, PolicyGenerator):
         states, actions, step_log_q = generator.simulate(config.batch, landing=True)
         x, log_q = generator.layout.unpack(states, actions), step_log_q.sum(1)
     else:
         x, log_q = generator.rsample_and_log_prob(config.batch)
     log_weights = density(x) - log_q
+    kept = log_weights.isfinite()
+    if not kept.all():  # what has no density has no gradient either
+        log_weights = density(pick(x, kept)) - log_q[kept]
     if config.generator_loss == "reverse_kl" and not (config.likelihood_weight and game.data):
         return losses.reverse_kl(log_weights)
     assert game.data is not None, "start() refuses jensen without data"
@@ -264,9 +286,19 @@ def start(
         density = capture(model, pick(data, batch))
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     soft_value = attach(averaged, generator, config)
+    outer = _outskirts(model, data, config)
     return Game(
-        model, averaged, generator, energy, proposal, offset, data, config, soft_value, density
-    )
+        model, averaged, generator, energy, proposal, offset, data, config, soft_value, density,
+        outer,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _outskirts(model: EnergyModel, data: Data | None, config: FitConfig) -> Outskirts | None:
+    """Where neither q nor the base measure draws; of a learned energy with a defensive mixture."""
+    if data is None or model.layout is not None or not config.base_share:
+        return None
+    return outskirts_of(model, representative(data))
 
 
 def _with_decay(module: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -360,14 +392,14 @@ def _check_generator(
             "generator_loss='jensen' compares with data, but none were given.\n"
             "  Use 'weighted_forward_kl' or 'reverse_kl' for a given density."
         )
-    x, log_q = generator.rsample_and_log_prob(64)
+    x, log_q = generator.rsample_and_log_prob(256)
     if set(x) != set(model.sites):
         raise GeneratorError(
             f"{type(generator).__name__} draws the sites {sorted(x)}; expected the program's, "
             f"{sorted(model.sites)}.\n  Return a dict with one entry per site."
         )
     for name, site in model.sites.items():
-        got, expected = x[name], (64, *site.shape)
+        got, expected = x[name], (256, *site.shape)
         whole = site.trajectory is not None and site.trajectory.space.n
         dtype = torch.long if whole else model.dtype
         if tuple(got.shape) != expected or got.dtype != dtype:
@@ -376,7 +408,15 @@ def _check_generator(
                 f"{tuple(got.shape)}; expected {dtype} of shape {expected}.\n"
                 "  Most likely a trailing dimension or a default dtype: reshape or convert."
             )
-    again = generator.log_prob(x)
+    kept = model.inside(x) & log_q.isfinite()
+    if not kept.any():
+        raise GeneratorError(
+            f"{type(generator).__name__}: none of 256 draws is inside the supports "
+            f"{ {name: describe(site.support) for name, site in model.sites.items()} } with a "
+            "finite log q; expected most.\n  Most likely it draws unconstrained numbers, or its "
+            "start is too wide: return draws of the sites."
+        )
+    again, log_q = generator.log_prob(pick(x, kept)), log_q[kept]
     if log_q.shape != again.shape or not torch.allclose(log_q, again, rtol=1e-3, atol=1e-2):
         raise GeneratorError(
             f"{type(generator).__name__}: log q of its own draws, shape {tuple(log_q.shape)}, "

@@ -6,6 +6,7 @@ and, as soft advantages, the policy.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -127,7 +128,12 @@ def log_weights_of(
     model, objective = game.model, game.config.objective
     if projection is None or objective in SCALAR or pool.step_log_q is None:
         density = game.density or model.log_density
-        return lambda at: density(pick(pool.x, at)) - pool.log_q[at]
+
+        def whole(at: Tensor) -> Tensor:
+            log_weights = density(pick(pool.x, at)) - pool.log_q[at]
+            return torch.where(pool.rejected[at], -math.inf, log_weights)
+
+        return whole
     step_log_q = pool.step_log_q
 
     def conditional(at: Tensor) -> Tensor:

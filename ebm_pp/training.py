@@ -9,7 +9,7 @@ import html
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,32 +19,41 @@ from tqdm.auto import tqdm
 from ebm_pp.best import Best
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.errors import DataError, ProgramError
+from ebm_pp.diagnostics import REJECTED, diagnose
+from ebm_pp.errors import DataError, GeneratorError, ProgramError
+from ebm_pp.evidence import USABLE_ESS
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
+from ebm_pp.outskirts import Outskirts
 from ebm_pp.pareto import threshold
 from ebm_pp.policy_steps import project, refit
-from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, require_finite
-from ebm_pp.rows import columns_as_html
-from ebm_pp.stored import Data, representative
+from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
+from ebm_pp.rows import columns_as_html, shown
+from ebm_pp.stored import Data, at_most, representative
 
-USABLE_ESS = 0.1  # ESS fraction under which draws are called unusable, whatever their k-hat
+SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
+# Problems of `diagnose` that are the energy's, not the generator's.
+ENERGY = ("leaked_mass", "wrong_factor", "offset_gap")
 
 
 class Status(enum.Enum):
     """How a run ended, in a sentence."""
 
     CONVERGED = (
-        "Converged: the draws are healthy, and later rounds brought nothing better (in held-out "
-        "log-likelihood; for a given density, in ESS)."
+        "Converged: a diagnosis on the training rows finds nothing wrong, and later rounds "
+        "brought nothing better (in held-out log-likelihood; for a given density, in ESS)."
     )
     FINISHED = (
-        "All rounds ran and the round returned was healthy; more rounds may still improve it."
+        "All rounds ran, and a diagnosis on the training rows finds nothing wrong; more rounds "
+        "may still improve it."
     )
     LAGGING = (
-        "All rounds ran, but the generator lags behind the energy (low ESS or high k-hat): draws "
-        "and log Z are not to be trusted. Raise rounds or generator_steps_max, or try a flow with "
-        "base='student_t'; of long trajectories only the weights of single steps may be usable."
+        "The rounds ended while the generator lags behind the energy: draws and log Z are not to "
+        "be trusted. Raise rounds or generator_steps_max."
+    )
+    UNCONVERGED = (
+        "The rounds ended before the energy had learned what the training rows show, or while it "
+        "has mass where nothing draws. Raise rounds, or look at the data and the program."
     )
     TEMPERING = (
         "All rounds ran before the annealed target reached the given density: draws are of a "
@@ -52,8 +61,8 @@ class Status(enum.Enum):
     )
     NON_FINITE = (
         "A number stopped being finite; the best parameters of the finite rounds were kept. Most "
-        "likely an energy that falls without bound: bound it, lower energy_lr, or raise "
-        "base_share."
+        "likely an energy that falls without bound, or a factor that takes a logarithm, root or "
+        "quotient out of its domain."
     )
     INTERRUPTED = "Interrupted; the best parameters so far were kept."
 
@@ -71,7 +80,9 @@ class Fit:
         offset: b of the discriminator; a gauge, not log Z.
         n_train: rows of training data; 0 for a given density.
         best_round: the round whose parameters these are (-1: none was diagnosed).
-        detail: where it ended, e.g. the step whose loss was not finite.
+        detail: where it ended, e.g. the step whose loss was not finite, or what is wrong.
+        outskirts: where the training rows say that nothing else draws (see outskirts.py), for
+            `diagnose`; None for a given density.
     """
 
     model: EnergyModel
@@ -83,20 +94,23 @@ class Fit:
     n_train: int = 0
     best_round: int = -1
     detail: str = ""
+    outskirts: Outskirts | None = None
 
     def __repr__(self) -> str:
         lines = [f"{self.status.value} {self.detail}".strip()]
-        if self.history:
-            last = self.history[-1]
-            numbers = ", ".join(f"{name} {value}" for name, value in _postfix(last).items())
-            lines.append(f"Round {last['round'] + 1} of {self.config.rounds}: {numbers}.")
+        for info in self._returned():
+            numbers = ", ".join(f"{name} {value}" for name, value in _postfix(info).items())
+            lines.append(f"Round {info['round'] + 1} of {self.config.rounds}: {numbers}.")
         return "\n".join([*lines, "Next: diagnose(fit, held_out_rows)."])
+
+    def _returned(self) -> list[dict[str, Any]]:
+        """The record of the round whose parameters these are; none if none was diagnosed."""
+        return [info for info in self.history if info["round"] == self.best_round]
 
     def _repr_html_(self) -> str:
         """The status sentence first, then the program and the round that was returned."""
-        found = [info for info in self.history if info["round"] == self.best_round]
         numbers = {"round": [f"{self.best_round + 1} of {self.config.rounds}"]} | {
-            name: [value] for info in found for name, value in _postfix(info).items()
+            name: [value] for info in self._returned() for name, value in _postfix(info).items()
         }
         status = f"{self.status.value} {self.detail}".strip()
         return (
@@ -185,20 +199,22 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     status, detail, steps = Status.FINISHED, "", config.generator_steps
     try:
         for r in range(config.rounds):
-            pool = draw_pool(averaged, game.generator, data, config.pool, config.base_share)
+            pool = draw_pool(
+                averaged, game.generator, data, config.pool, config.base_share, game.outer
+            )
             projection = project(game, pool)
             info: dict[str, Any] = {"round": r, **energy_steps(game, pool, projection)}
             refit(game, pool, projection)
-            with torch.no_grad():
-                terms = averaged.terms(pool.x)
-            log_density = torch.stack([*terms.values()]).sum(0)
-            require_finite(log_density, pool)
+            pool, terms, log_density = scored(averaged, pool)
             memory = [*memory, (pool, log_density)][-config.memory if data is None else -1 :]
-            rows, log_weights, info["beta"] = generator_target(memory, game, r)
+            target = generator_target(memory, game, r)
+            info["beta"] = target.beta
             if r % config.diagnose_every == 0 or r == config.rounds - 1:
                 with torch.no_grad():
                     score = None if held_out is None else averaged.log_density(held_out)
-                info |= diagnose_round(averaged, pool, terms, score, config.nu, n_train)
+                info |= diagnose_round(
+                    averaged, pool, terms, log_density, score, config.nu, n_train
+                )
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info, config))
@@ -207,16 +223,14 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                     status = Status.CONVERGED
                     break
             if r < config.rounds - 1:
-                info["generator_loss"] = generator_steps(game, memory, rows, log_weights, steps, r)
-        else:
-            status = _verdict(best.info, config)
+                info["generator_loss"] = generator_steps(game, pool, target, steps, r)
     except (FloatingPointError, torch.linalg.LinAlgError) as error:
         status, detail = Status.NON_FINITE, f"round {r}: {error}"
     except KeyboardInterrupt:
         status, detail = Status.INTERRUPTED, f"round {r}"
     finally:  # whatever happened, a callback's own error too
         best.restore(game)
-    return Fit(
+    result = Fit(
         game.model,
         game.generator,
         tuple(history),
@@ -226,7 +240,36 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
         n_train,
         best.info["round"],
         detail,
+        game.outer,
     )
+    if status in (Status.NON_FINITE, Status.INTERRUPTED):
+        return result
+    return _judged(result, data, best.info)
+
+
+def _judged(result: Fit, data: Data | None, info: dict[str, Any]) -> Fit:
+    """The fit with the status that its returned parameters deserve, and what is wrong with them.
+
+    By `diagnose` on the rows of a pool and on fresh draws, which did not choose the round; of
+    trajectories, whose draws may cost a simulator, by the round's own.
+    """
+    many = f"{info['rejected']:.2%} of the draws had no density: rejected, weight zero."
+    words = [many] if info["rejected"] > REJECTED else []
+    if result.model.layout is not None:
+        status = result.status if _healthy(info, result.config) else Status.LAGGING
+        return replace(result, status=status, detail=" ".join(words))
+    rows = None if data is None else at_most(data, result.config.pool)
+    try:
+        report = diagnose(result, rows, seed=SEED)
+    except (ProgramError, GeneratorError, DataError) as error:
+        return replace(result, status=Status.LAGGING, detail=f"{error}")
+    if report.ok:
+        return replace(result, detail=" ".join(words))
+    generator = report.problems[0] not in ENERGY
+    status = Status.LAGGING if generator else Status.UNCONVERGED
+    if generator and info["beta"] < 1:
+        status = Status.TEMPERING
+    return replace(result, status=status, detail=" ".join([*words, report.verdict]))
 
 
 def _healthy(info: dict[str, Any], config: FitConfig) -> bool:
@@ -241,20 +284,14 @@ def _next_steps(steps: int, info: dict[str, Any], config: FitConfig) -> int:
     return steps // 2
 
 
-def _verdict(info: dict[str, Any], config: FitConfig) -> Status:
-    if info["beta"] < 1:
-        return Status.TEMPERING
-    return Status.FINISHED if _healthy(info, config) else Status.LAGGING
-
-
 def _postfix(info: dict[str, Any]) -> dict[str, str]:
     """The numbers a person wants beside the progress bar."""
-    shown = {"ESS/n": info["ess"], "k": info["pareto_k"], "log Z": info["log_partition"]}
+    numbers = {"ESS/n": info["ess"], "k": info["pareto_k"], "log Z": info["log_partition"]}
     if not math.isnan(info["held_out"]):
-        shown = {"held-out": info["held_out"], **shown}
+        numbers = {"held-out": info["held_out"], **numbers}
     if not math.isnan(info["offset_gap"]):
-        shown["b - log Z"] = info["offset_gap"]
-    return {name: f"{value:.3f}" for name, value in shown.items()}
+        numbers["b - log Z"] = info["offset_gap"]
+    return {name: shown(value, 3) for name, value in numbers.items()}
 
 
 def _checked(

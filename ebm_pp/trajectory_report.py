@@ -30,7 +30,7 @@ from ebm_pp.pareto import threshold
 from ebm_pp.partition import bridge, ess_fraction, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.rows import Row, as_html, as_text
-from ebm_pp.sampling import propose, seeded, walk
+from ebm_pp.sampling import propose, seeded
 from ebm_pp.step_weights import (
     QUANTILES,
     StepWeights,
@@ -38,8 +38,6 @@ from ebm_pp.step_weights import (
     step_log_weights,
     weigh_steps,
 )
-
-CHAINS = 4
 
 
 class Measured(NamedTuple):
@@ -167,9 +165,8 @@ def trajectory_report(
         )
     rows = model.check(data)
     with seeded(seed):
-        x, log_density, log_q = propose(fit, n)
-        walked = walk(x, log_density, log_q, CHAINS)
-    weights = log_density - log_q
+        drawn = propose(fit, n)
+    x, weights = drawn.values, drawn.log_weights
     at_data = model.log_density(rows) - policy.log_prob(rows)
     soft_value = soft_value_of(model, policy, x)
     steps = step_log_weights(model, policy, x, soft_value)
@@ -185,8 +182,9 @@ def trajectory_report(
     for found in (costs, costs_draws):
         found["cost"] = torch.stack([*found.values()]).sum(0)
     horizons = horizons_of(steps.shape[1])
-    low, high = sandwich(weights, walked.log_weights.flatten())
-    chain_error = walked.log_weights.mean(1).std().item() / math.sqrt(CHAINS)
+    low, high = sandwich(weights)
+    shares = weights.double().softmax(0)  # of the self-normalised average, by the delta method
+    high_error = (shares * (weights - high)).square().nansum().sqrt().item()
     return TrajectoryReport(
         law=JOINT if model.soft_value is None else CONDITIONAL,
         horizons=horizons,
@@ -197,7 +195,7 @@ def trajectory_report(
         importance=Measured(estimate.value, estimate.standard_error),
         bridge=bridge_with_error(at_data, weights),
         lower=Measured(low, _mean(weights).standard_error),
-        upper=Measured(high, chain_error),
+        upper=Measured(high, high_error),
         entropy=_entropy(policy, x),
         gaps=compare_moments(
             costs, costs_draws, weights if weighted else torch.zeros_like(weights), fit.n_train
