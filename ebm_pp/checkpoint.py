@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import CheckpointError
 from ebm_pp.generator import FlowGenerator, Generator
+from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy import NeuralPolicy, PolicyGenerator
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.training import Fit, Status
@@ -46,6 +47,7 @@ def save(fit: Fit, path: str | Path) -> None:
         "n_train": fit.n_train,
         "best_round": fit.best_round,
         "detail": fit.detail,
+        "outskirts": None if fit.outskirts is None else fit.outskirts._asdict(),
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
@@ -105,7 +107,15 @@ def load(
         content["n_train"],
         content["best_round"],
         content["detail"],
+        _outskirts(content.get("outskirts"), model),
     )
+
+
+def _outskirts(saved: dict[str, Tensor] | None, model: EnergyModel) -> Outskirts | None:
+    """Not in files of the first version, nor of a given density."""
+    if saved is None:
+        return None
+    return Outskirts(**{name: value.to(model.device) for name, value in saved.items()})
 
 
 def _policy_settings(generator: Generator) -> dict[str, Any] | None:

@@ -28,7 +28,6 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
 from ebm_pp.evidence import Labels
-from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.report import pictures, write_report
@@ -224,7 +223,7 @@ def _sample(options: argparse.Namespace) -> int:
     write_rows({name: value.cpu() for name, value in rows.items()}, options.out)
     print(f"Wrote {options.n} draws to {options.out}. Weights: ESS/n {weights.ess:.3f}, "
           f"Pareto k {weights.pareto_k:.2f}.")  # fmt: skip
-    if weights.pareto_k <= threshold(len(draws.log_weights)):
+    if not weights.heavy and weights.agrees:
         return 0
     print("These weights are too heavy-tailed: run `ebm-pp diagnose`.", file=sys.stderr)
     return 1

@@ -171,7 +171,7 @@ def _generator_problem(found: Evidence) -> str:
     if math.isnan(k):
         return "undetermined_tail"
     narrow = spread.ratio > spread.limit
-    if beyond or k > threshold(found.n):
+    if beyond or found.log_z.heavy:
         return "narrow_proposal" if narrow else "heavy_tail"
     if not found.log_z.agrees:
         return "single_draw"
@@ -299,7 +299,7 @@ def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
             k,
             shown(k, 2),
             f"<= {shown(limit, 2)}",
-            _tail_word(k, limit),
+            _tail_word(k, limit) if log_z.heavy or not k > limit else f"ok: {log_z.tail:.1%} of w",
         ),
         _at_least("proposal: ESS/n", log_z.ess, USABLE_ESS),
         *(_data_rows(found, found.data, problems) if found.data else ()),

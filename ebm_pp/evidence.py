@@ -22,7 +22,7 @@ from ebm_pp.moments import (
     trajectory_statistics,
 )
 from ebm_pp.outskirts import outskirts_of
-from ebm_pp.pareto import chain_statistics, threshold
+from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import Estimate, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.reach import DataSide, Spread, behind_barrier, data_side, widest, widest_action
@@ -200,7 +200,7 @@ def _of_trajectories(
         soft_value = soft_value_of(fit.model, fit.generator, x)
         steps = weigh_steps(step_log_weights(fit.model, fit.generator, x, soft_value))
         spread = widest_action(fit.generator, flat if rows is None else rows, x)
-        usable = log_z.pareto_k <= threshold(len(log_weights)) and log_z.ess >= USABLE_ESS
+        usable = not log_z.heavy and log_z.ess >= USABLE_ESS
         own = steps.solved and not usable
         if own and rows is not None:
             nats = max(steps.nats, 0.0)

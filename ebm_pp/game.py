@@ -392,14 +392,14 @@ def _check_generator(
             "generator_loss='jensen' compares with data, but none were given.\n"
             "  Use 'weighted_forward_kl' or 'reverse_kl' for a given density."
         )
-    x, log_q = generator.rsample_and_log_prob(256)
+    x, log_q = generator.rsample_and_log_prob(64)
     if set(x) != set(model.sites):
         raise GeneratorError(
             f"{type(generator).__name__} draws the sites {sorted(x)}; expected the program's, "
             f"{sorted(model.sites)}.\n  Return a dict with one entry per site."
         )
     for name, site in model.sites.items():
-        got, expected = x[name], (256, *site.shape)
+        got, expected = x[name], (64, *site.shape)
         whole = site.trajectory is not None and site.trajectory.space.n
         dtype = torch.long if whole else model.dtype
         if tuple(got.shape) != expected or got.dtype != dtype:
@@ -411,7 +411,7 @@ def _check_generator(
     kept = model.inside(x) & log_q.isfinite()
     if not kept.any():
         raise GeneratorError(
-            f"{type(generator).__name__}: none of 256 draws is inside the supports "
+            f"{type(generator).__name__}: none of 64 draws is inside the supports "
             f"{ {name: describe(site.support) for name, site in model.sites.items()} } with a "
             "finite log q; expected most.\n  Most likely it draws unconstrained numbers, or its "
             "start is too wide: return draws of the sites."

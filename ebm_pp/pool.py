@@ -234,6 +234,7 @@ def diagnose_round(
         "log_partition_se": log_z.standard_error,
         "ess": log_z.ess,
         "pareto_k": log_z.pareto_k,
+        "heavy_tail": log_z.heavy,
         **_chain_summary(_watched(model, x_draws, terms, draws), log_weights),
         "rejected": pool.rejected_share,
         "offset": math.nan,

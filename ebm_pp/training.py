@@ -25,7 +25,6 @@ from ebm_pp.evidence import USABLE_ESS
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
 from ebm_pp.outskirts import Outskirts
-from ebm_pp.pareto import threshold
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
 from ebm_pp.rows import columns_as_html, shown
@@ -217,9 +216,9 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 )
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
-                best = best.or_better(game, info, _healthy(info, config))
+                best = best.or_better(game, info, _healthy(info))
                 report(info)
-                if r - best.peak >= config.patience and _healthy(info, config):
+                if r - best.peak >= config.patience and _healthy(info):
                     status = Status.CONVERGED
                     break
             if r < config.rounds - 1:
@@ -256,7 +255,7 @@ def _judged(result: Fit, data: Data | None, info: dict[str, Any]) -> Fit:
     many = f"{info['rejected']:.2%} of the draws had no density: rejected, weight zero."
     words = [many] if info["rejected"] > REJECTED else []
     if result.model.layout is not None:
-        status = result.status if _healthy(info, result.config) else Status.LAGGING
+        status = result.status if _healthy(info) else Status.LAGGING
         return replace(result, status=status, detail=" ".join(words))
     rows = None if data is None else at_most(data, result.config.pool)
     try:
@@ -272,14 +271,13 @@ def _judged(result: Fit, data: Data | None, info: dict[str, Any]) -> Fit:
     return replace(result, status=status, detail=" ".join([*words, report.verdict]))
 
 
-def _healthy(info: dict[str, Any], config: FitConfig) -> bool:
-    usable = info["pareto_k"] <= threshold(config.pool) and info["ess"] >= USABLE_ESS
-    return usable and info["beta"] == 1
+def _healthy(info: dict[str, Any]) -> bool:
+    return not info["heavy_tail"] and info["ess"] >= USABLE_ESS and info["beta"] == 1
 
 
 def _next_steps(steps: int, info: dict[str, Any], config: FitConfig) -> int:
     """J: doubled while the generator lags, halved while it does not."""
-    if info["ess"] < config.ess_target or not _healthy(info, config):
+    if info["ess"] < config.ess_target or not _healthy(info):
         return min(max(2 * steps, 1), config.generator_steps_max)
     return steps // 2
 

@@ -26,7 +26,6 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.evidence import CONDITIONAL, JOINT, USABLE_ESS, Diagnosable, cost_features
 from ebm_pp.moments import Gap, compare_moments
-from ebm_pp.pareto import threshold
 from ebm_pp.partition import bridge, ess_fraction, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.rows import Row, as_html, as_text
@@ -172,9 +171,7 @@ def trajectory_report(
     steps = step_log_weights(model, policy, x, soft_value)
     estimate = log_partition_from_weights(weights)
     steps_found = weigh_steps(steps)
-    weighted = not steps_found.solved or (
-        estimate.pareto_k <= threshold(n) and estimate.ess >= USABLE_ESS
-    )
+    weighted = not steps_found.solved or (not estimate.heavy and estimate.ess >= USABLE_ESS)
     costs, costs_draws = (
         {name: -value.double() for name, value in cost_features(model, part).items()}
         for part in (rows, x)
