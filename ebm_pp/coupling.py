@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ebm_pp.circle import wrap
 from ebm_pp.spline import rational_quadratic
 
+FAR = 1e3  # standard deviations; data of n rows reach sqrt(n) of their own at most
 LOG_SCALE_BOUND = 2.5  # S, unless told otherwise: an affine layer scales by at most e^2.5, 12
 
 
@@ -102,7 +103,11 @@ class Coupling(nn.Module):
         return x.index_copy(0, self.moved, moved).T, log_slope.sum(0)
 
     def _parameters_of(self, kept: Tensor) -> Float[Tensor, "p n"]:
-        """The conditioner c of the kept coordinates; angles enter as cosine and sine."""
+        """The conditioner c of the kept coordinates; angles enter as cosine and sine.
+
+        Beyond `FAR` it is constant. A network goes on linearly, so that from one coordinate of a
+        heavy tail, 1e8, layer upon layer would make infinity.
+        """
         layers: list[Any] = [*self.conditioner]
         *hidden, last = layers
         if not len(kept):  # nothing to condition on: the map's parameters are free numbers
@@ -110,7 +115,7 @@ class Coupling(nn.Module):
         if self.n_kept_line < len(kept):
             line, angle = kept.split((self.n_kept_line, len(kept) - self.n_kept_line))
             kept = torch.cat([line, angle.cos(), angle.sin()])
-        features = kept.T
+        features = kept.T.clamp(-FAR, FAR)
         for layer in hidden:
             features = layer(features)
         return torch.addmm(last.bias.unsqueeze(1), last.weight, features.T)
