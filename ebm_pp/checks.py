@@ -6,7 +6,7 @@ since a network whose last layer starts at zero would hide every mistake.
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,23 +36,35 @@ class Stance:
     @contextmanager
     def taken(self) -> Iterator[Sites]:
         """Parameters at this stance's values while the context lasts."""
-        with _holding(self.own, self.values):
+        with holding(self.own, self.own if self.values is None else self.values):
             yield self.terms
 
 
 @contextmanager
-def _holding(own: list[nn.Parameter], values: list[Tensor] | None) -> Iterator[None]:
-    if values is None:
-        yield
-        return
-    saved = [p.detach().clone() for p in own]
+def holding(own: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """The parameters at other values while the context lasts.
+
+    The tensors change places, no number is copied: whatever else the user's modules hold, buffers,
+    attributes, hooks, is one and the same at either values.
+    """
+    saved = [p.data for p in own]
     try:
         for p, value in zip(own, values, strict=True):
-            p.copy_(value)
+            p.data = value.data
         yield
     finally:
         for p, value in zip(own, saved, strict=True):
-            p.copy_(value)
+            p.data = value
+
+
+def moved(own: Sequence[nn.Parameter], generator: torch.Generator | None = None) -> list[Tensor]:
+    """Parameters slightly moved, those at zero too."""
+    with torch.no_grad():
+        return [
+            p + MOVE * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+            * torch.where(p == 0, torch.ones_like(p), p)
+            for p in own
+        ]  # fmt: skip
 
 
 def stances(run: Runner, x: Sites, own: list[nn.Parameter]) -> list[Stance]:
@@ -67,13 +79,11 @@ def stances(run: Runner, x: Sites, own: list[nn.Parameter]) -> list[Stance]:
         One stance, or two if the program has parameters and a finite density where they moved.
     """
     found = [Stance(own, None, by_loop(run, x))]
-    values = [
-        p + MOVE * torch.randn_like(p) * torch.where(p == 0, torch.ones_like(p), p) for p in own
-    ]
+    values = moved(own)
     if not own:
         return found
     try:
-        with _holding(own, values):
+        with holding(own, values):
             terms = by_loop(run, x)
     except Exception:  # a moved parameter may leave its own domain: then there is no stance
         return found

@@ -7,6 +7,8 @@ draws of its own.
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ebm_pp import losses
-from ebm_pp.capture import Density, capture
+from ebm_pp.capture import NOT_CAPTURED, Captured, capture
+from ebm_pp.checks import holding
 from ebm_pp.config import PER_STEP, FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
@@ -24,7 +27,14 @@ from ebm_pp.given import Annealed, annealed, default_flow, step_losses
 from ebm_pp.outskirts import Outskirts, outskirts_of
 from ebm_pp.partition import bridge
 from ebm_pp.policy import PolicyGenerator
-from ebm_pp.policy_steps import OBJECTIVES, attach, log_weights_of, policy_steps, resolve
+from ebm_pp.policy_steps import (
+    OBJECTIVES,
+    SCALAR,
+    log_weights_of,
+    policy_steps,
+    resolve,
+    soft_value_for,
+)
 from ebm_pp.pool import LOST, Pool, n_rows, pick
 from ebm_pp.sampling import log_ratio, with_stand_ins
 from ebm_pp.soft_value import Projection, SoftValue
@@ -55,7 +65,7 @@ class Player:
         """One descent step; FloatingPointError, parameters untouched, if it is not finite."""
         value = loss.item()
         self.optimiser.zero_grad()
-        loss.backward()
+        loss.backward(inputs=self.parameters)  # the other player's are not its business
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             step = self.schedule.last_epoch
@@ -72,7 +82,7 @@ class Game:
     """Everything that stays the same objects through a run."""
 
     model: EnergyModel
-    averaged: EnergyModel  # the moving average of `model`: evaluated, and what q is fitted to
+    mean: list[Tensor]  # the moving average of its parameters: evaluated, and what q is fitted to
     generator: Generator
     energy: Player | None  # None: the density is given
     proposal: Player | None  # None: the generator is fixed noise
@@ -80,8 +90,23 @@ class Game:
     data: Data | None
     config: FitConfig
     soft_value: SoftValue | None = None  # of trajectories: refitted to every pool
-    density: Density | None = None  # log p~ of as many rows as an energy step has, captured
+    captured: Captured = NOT_CAPTURED  # log p~ of as many rows as an energy step has
     outer: Outskirts | None = None  # with data, where neither q nor the base measure draws
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the density that is evaluated has the soft value in it."""
+        return self.soft_value is not None and self.config.objective not in SCALAR
+
+    @contextmanager
+    def averaged(self) -> Iterator[EnergyModel]:
+        """The model at the averaged parameters, its soft value in the density."""
+        with holding([*self.model.parameters()], self.mean):
+            self.model.soft_value = self.soft_value if self.conditional else None
+            try:
+                yield self.model
+            finally:
+                self.model.soft_value = None
 
 
 def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[str, float]:
@@ -92,7 +117,7 @@ def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[
     objective = getattr(losses, OBJECTIVES.get(config.objective, config.objective))
     log_weights_at = log_weights_of(game, pool, projection)
     n_batch = min(config.batch, pool.n_data)
-    mean: list[Tensor] = list(game.averaged.parameters())
+    mean = game.mean
     present = [p.detach() for p in game.model.parameters()]
     memory = max(config.average * config.rounds * config.energy_steps, 1.0)  # steps
     total = correct = 0.0
@@ -181,9 +206,19 @@ def generator_target(memory: list[tuple[Pool, Tensor]], game: Game, round_: int)
 
 
 def generator_steps(game: Game, newest: Pool, target: Annealed, steps: int, round_: int) -> float:
-    """J steps of the generator, on the rows that `generator_target` chose; the mean loss."""
+    """J steps of the generator, on the rows that `generator_target` chose; the mean loss.
+
+    The model is at its averaged parameters meanwhile.
+    """
     if game.proposal is None or not steps:
         return math.nan
+    with game.averaged():
+        return _generator_steps(game, game.proposal, newest, target, steps, round_)
+
+
+def _generator_steps(
+    game: Game, proposal: Player, newest: Pool, target: Annealed, steps: int, round_: int
+) -> float:
     if game.config.generator_loss == "score_function" and game.soft_value is not None:
         return policy_steps(game, newest, steps)
     config, n_batch = game.config, game.config.batch
@@ -193,19 +228,19 @@ def generator_steps(game: Game, newest: Pool, target: Annealed, steps: int, roun
             return math.nan
         if game.data is None:
             every = step_losses(game.generator, target, [n_batch] * steps)
-            return sum(map(game.proposal.step, every)) / steps
+            return sum(map(proposal.step, every)) / steps
         at = torch.multinomial(torch.softmax(target.log_weights, 0), len(at), replacement=True)
     total = 0.0
     for step in range(steps):
         batch = pick(target.rows, at[step * n_batch : (step + 1) * n_batch])
         share_left = 1 - round_ / config.rounds
-        total += game.proposal.step(_generator_loss(game, batch, share_left))
+        total += proposal.step(_generator_loss(game, batch, share_left))
     return total / steps
 
 
 def _generator_loss(game: Game, batch: Sites, share_left: float) -> Tensor:
     """The loss of one generator step; `batch` stands for draws of p_theta."""
-    config, generator, density = game.config, game.generator, game.averaged.log_density
+    config, generator, density = game.config, game.generator, game.model.log_density
     if config.generator_loss == "weighted_forward_kl":
         log_q = generator.log_prob(batch)
         return losses.weighted_forward_kl(log_q, torch.zeros_like(log_q))
@@ -279,16 +314,16 @@ def start(
             groups = _with_decay(generator, decay)
         proposal = _player("generator", groups, config.generator_lr, steps, config.clip)
     model.soft_value = None
-    density = None
+    captured = NOT_CAPTURED
     if data is not None:
         n_batch = min(config.batch, config.pool, n_rows(data))
         batch = torch.arange(n_batch + round(config.nu * n_batch)) % n_rows(data)
-        density = capture(model, pick(data, batch))
-    averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    soft_value = attach(averaged, generator, config)
+        captured = capture(model, pick(data, batch))
+    mean = [p.detach().clone() for p in model.parameters()]
+    soft_value = soft_value_for(model, generator, config)
     outer = _outskirts(model, data, config)
     return Game(
-        model, averaged, generator, energy, proposal, offset, data, config, soft_value, density,
+        model, mean, generator, energy, proposal, offset, data, config, soft_value, captured,
         outer,
     )  # fmt: skip
 

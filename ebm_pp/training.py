@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ebm_pp.best import Best
+from ebm_pp.capture import still_right
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import REJECTED, diagnose
@@ -190,7 +191,7 @@ def _without_denormals() -> Iterator[None]:
 
 def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]], None]) -> Fit:
     """The round loop: pool, K energy steps, diagnosis, J generator steps."""
-    config, data, averaged = game.config, game.data, game.averaged
+    config, data = game.config, game.data
     n_train = 0 if data is None else n_rows(data)
     best = Best.of(game, (False, -math.inf), {"round": -1}, -1)
     history: list[dict[str, Any]] = []
@@ -198,21 +199,29 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     status, detail, steps = Status.FINISHED, "", config.generator_steps
     try:
         for r in range(config.rounds):
-            pool = draw_pool(
-                averaged, game.generator, data, config.pool, config.base_share, game.outer
-            )
+            diagnosed = r % config.diagnose_every == 0 or r == config.rounds - 1
+            if diagnosed:
+                game = replace(game, captured=still_right(game.model, game.captured))
+            with game.averaged() as averaged:
+                pool = draw_pool(
+                    averaged, game.generator, data, config.pool, config.base_share, game.outer
+                )
             projection = project(game, pool)
             info: dict[str, Any] = {"round": r, **energy_steps(game, pool, projection)}
             refit(game, pool, projection)
-            pool, terms, log_density = scored(averaged, pool)
+            with game.averaged() as averaged:
+                pool, terms, log_density = scored(averaged, pool)
+                score = None
+                if diagnosed and held_out is not None:
+                    with torch.no_grad():
+                        score = averaged.log_density(held_out)
             memory = [*memory, (pool, log_density)][-config.memory if data is None else -1 :]
             target = generator_target(memory, game, r)
             info["beta"] = target.beta
-            if r % config.diagnose_every == 0 or r == config.rounds - 1:
-                with torch.no_grad():
-                    score = None if held_out is None else averaged.log_density(held_out)
+            if diagnosed:
+                info["captured"] = game.captured.why
                 info |= diagnose_round(
-                    averaged, pool, terms, log_density, score, config.nu, n_train
+                    game.model, pool, terms, log_density, score, config.nu, n_train
                 )
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)

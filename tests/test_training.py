@@ -457,7 +457,7 @@ def test_likelihood_weight_pulls_reverse_kl_towards_the_data_and_fades():
 
     torch.manual_seed(0)
     x, log_q = game.generator.rsample_and_log_prob(config.batch)
-    plain = (log_q - game.averaged.log_density(x)).mean().item()
+    plain = (log_q - game.model.log_density(x)).mean().item()
     rows = {"x": data["x"][torch.randint(2000, (config.batch,))]}
     pull = -game.generator.log_prob(rows).mean().item()
     assert loss(0.0) == pytest.approx(plain, abs=1e-5)
