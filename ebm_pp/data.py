@@ -165,7 +165,7 @@ def _rows(
     if site.trajectory is not None and site.trajectory.space.n:
         return whole(Stored(value, torch.float64, device)[:], site.name)
     if isinstance(value, Tensor) and (value.dtype, value.device) == (dtype, device):
-        return value.detach()
+        return value.clone() if value.is_inference() else value.detach()
     stored = Stored(value, dtype, device)
     return stored if site.trajectory is None else stored[:]
 

@@ -28,7 +28,18 @@ from ebm_pp.ancestral import draw_base
 from ebm_pp.circle import wrap
 from ebm_pp.data import check_rows, inside_of, require_rows
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks, surroundings
+from ebm_pp.program import (
+    Message,
+    Run,
+    Site,
+    Sites,
+    Visitor,
+    alone,
+    by_step,
+    networks,
+    surroundings,
+    trainable,
+)
 from ebm_pp.rows import columns_as_html
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.stored import Data
@@ -104,9 +115,11 @@ class EnergyModel(nn.Module):
         # Constraints of the parameters that `pyro.param` statements declare.
         self._declared: dict[str, constraints.Constraint] = {}
         self._compiling = True
-        self._compiled = compile_program(
-            self._run, partial(self._run, validate=True), self.parameters, batching
-        )
+        _require_trainable(self)
+        with trainable(torch.get_default_dtype()):
+            self._compiled = compile_program(
+                self._run, partial(self._run, validate=True), self.parameters, batching
+            )
         self._compiling = False
         self.batching = self._compiled.batching
         self.soft_value: SoftValue | None = None
@@ -193,7 +206,8 @@ class EnergyModel(nn.Module):
             DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
         require_rows(self.sites, x)
-        terms = evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
+        with alone():
+            terms = evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
         if self.soft_value is not None and self.layout is not None:
             terms["soft_value"] = self.soft_value.total(self.layout.pack(x))
         return terms
@@ -223,7 +237,8 @@ class EnergyModel(nn.Module):
             )
         require_rows(self.sites, x)
         values = {name: x[name] for name in self.sites}
-        return by_step(self._run, values, self.layout, loop=self.batching == "loop")
+        with alone():
+            return by_step(self._run, values, self.layout, loop=self.batching == "loop")
 
     def _total(self, terms: dict[str, Tensor], names: Collection[str], x: Sites) -> Tensor:
         if not names:
@@ -306,7 +321,8 @@ class EnergyModel(nn.Module):
                     "scaled or masked site); expected one that can be sampled.\n  Give the site "
                     "a normalised distribution, or do not draw from the base."
                 )
-        return draw_base(self._run, self._compiled, n)
+        with alone():
+            return draw_base(self._run, self._compiled, n)
 
     def check(self, x: object) -> Sites:
         """User data as rows of this model: checked, never repaired.
@@ -391,6 +407,15 @@ class EnergyModel(nn.Module):
             now = read_sites(partial(self._run, validate=True))
             self._set_sites({k: replace(s, support=now[k].support) for k, s in self.sites.items()})
         return self
+
+
+def _require_trainable(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not is_lazy(parameter) and parameter.is_inference():
+            raise ProgramError(
+                f"parameter {name!r} was made inside torch.inference_mode, where no tensor can be "
+                "trained; expected ordinary parameters.\n  Make the network outside of it."
+            )
 
 
 def _key(name: str) -> str:

@@ -92,6 +92,7 @@ class Game:
     soft_value: SoftValue | None = None  # of trajectories: refitted to every pool
     captured: Captured = NOT_CAPTURED  # log p~ of as many rows as an energy step has
     outer: Outskirts | None = None  # with data, where neither q nor the base measure draws
+    interrupted: bool = False  # in the warm start, by the user
 
     @property
     def conditional(self) -> bool:
@@ -293,7 +294,7 @@ def start(
         steps = config.rounds * config.energy_steps
         beta2 = 0.999 if model.layout is None else BETA2
         energy = _player("energy", groups, config.energy_lr, steps, config.clip, beta2)
-    proposal = None
+    proposal, interrupted = None, False
     trainable: list[nn.Parameter] = (
         [p for p in generator.parameters() if p.requires_grad]
         if isinstance(generator, nn.Module)
@@ -302,7 +303,7 @@ def start(
     if trainable:
         if data is not None:
             try:
-                _warm_start(generator, trainable, data, held_out, config, decay)
+                interrupted = not _warm_start(generator, trainable, data, held_out, config, decay)
             except FloatingPointError as error:
                 raise GeneratorError(
                     f"{type(generator).__name__} can't score the data: {error}.\n  Most likely it "
@@ -324,7 +325,7 @@ def start(
     outer = _outskirts(model, data, config)
     return Game(
         model, mean, generator, energy, proposal, offset, data, config, soft_value, captured,
-        outer,
+        outer, interrupted,
     )  # fmt: skip
 
 
@@ -376,11 +377,14 @@ def _warm_start(
     held_out: Sites | None,
     config: FitConfig,
     decay: float,
-) -> None:
+) -> bool:
     """Maximum likelihood on the data, keeping the best of ten looks at the held-out rows.
 
     Without held-out rows a flow puts every tenth of many rows aside: one that has overfitted is
     denser at the training rows than anywhere else, which the energy would then unlearn.
+
+    Returns:
+        Whether all steps were taken: false if the user interrupted them.
     """
     steps, n = config.warm_start_steps, n_rows(data)
     aside = held_out is None and isinstance(generator, FlowGenerator) and n >= 1000
@@ -390,20 +394,24 @@ def _warm_start(
     if isinstance(generator, FlowGenerator):
         groups = _with_decay(generator, decay)
     player = _player("warm start", groups, config.warm_start_lr, steps, config.clip)
-    best, best_state = -math.inf, None
-    for step in range(steps):
-        at = torch.randint(n, (config.batch,))
-        if aside:
-            at = torch.where(at % 10 == 0, (at + 1) % n, at)
-        log_q = generator.log_prob(pick(data, at))
-        player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
-        if held_out is not None and (step + 1) % max(steps // 10, 1) == 0:
-            with torch.no_grad():
-                score = generator.log_prob(held_out).mean().item()
-            if score > best:
-                best, best_state = score, copy.deepcopy(generator.state_dict())
+    best, best_state, whole = -math.inf, None, True
+    try:
+        for step in range(steps):
+            at = torch.randint(n, (config.batch,))
+            if aside:
+                at = torch.where(at % 10 == 0, (at + 1) % n, at)
+            log_q = generator.log_prob(pick(data, at))
+            player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
+            if held_out is not None and (step + 1) % max(steps // 10, 1) == 0:
+                with torch.no_grad():
+                    score = generator.log_prob(held_out).mean().item()
+                if score > best:
+                    best, best_state = score, copy.deepcopy(generator.state_dict())
+    except KeyboardInterrupt:
+        whole = False
     if best_state is not None:
         generator.load_state_dict(best_state)
+    return whole
 
 
 @torch.no_grad()

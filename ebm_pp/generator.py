@@ -165,7 +165,8 @@ class FlowGenerator(nn.Module):
         for layer in self.layers:
             u, log_det_layer = layer(u)
             log_det = log_det + log_det_layer
-        return torch.where(inside, self._log_base(u) + log_det, _outside(x))
+        log_q = self._log_base(u) + log_det
+        return torch.where(inside, log_q, _outside(x).to(log_q.dtype))
 
     def latent_to_sites(self, eps: Float[Tensor, "n d"]) -> tuple[Sites, Float[Tensor, " n"]]:
         """A smooth map from R^d onto the sites, and log|dx/deps|: the flow's latent space.

@@ -11,6 +11,7 @@ once all scales, masks and plates of the program have been applied. A batch is e
 All three return the same: for every site and factor a vector of `n` log densities.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -304,6 +305,30 @@ def networks(program: object, args: tuple, kwargs: dict[str, object]) -> list[nn
         program = program.func
     found.append(getattr(program, "__self__", None))
     return [item for item in found if isinstance(item, nn.Module)]
+
+
+# torch's default dtype and random stream and Pyro's store and stack are the process's: one thread
+# at a time compiles, evaluates, fits or draws.
+ALONE = threading.RLock()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """No other thread in here meanwhile, and no autocast, which would round in silence."""
+    with ALONE, torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+@contextmanager
+def trainable(dtype: torch.dtype) -> Iterator[None]:
+    """`alone`, with gradients and a default dtype, whatever the caller switched off or set."""
+    with alone(), torch.inference_mode(False), torch.enable_grad():
+        default = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(dtype)
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 @contextmanager

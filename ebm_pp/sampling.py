@@ -27,6 +27,7 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.generator import Generator
 from ebm_pp.partition import Estimate, log_partition_from_weights
+from ebm_pp.program import alone
 from ebm_pp.rows import columns_as_html
 
 ROWS_AT_ONCE = 16_384  # densities are evaluated in slices of this many rows, to bound memory
@@ -113,7 +114,7 @@ class LogProb(NamedTuple):
 def seeded(seed: int | None) -> Iterator[None]:
     """A random stream of its own, from `seed` or fresh entropy; the global one stays as it was."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with alone(), torch.random.fork_rng(devices):
         if seed is None:
             torch.seed()
         else:

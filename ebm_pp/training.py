@@ -28,6 +28,7 @@ from ebm_pp.generator import Generator
 from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
+from ebm_pp.program import trainable
 from ebm_pp.rows import columns_as_html, shown
 from ebm_pp.stored import Data, at_most, representative
 
@@ -163,6 +164,18 @@ def fit(
             config = FitConfig.trajectories(
                 model.layout.horizon, opaque=model.layout.dynamics.opaque
             )
+    with trainable(model.dtype):
+        return _fit(model, data, generator, config, held_out, callback)
+
+
+def _fit(
+    model: EnergyModel,
+    data: Mapping[str, Any] | None,
+    generator: Generator | None,
+    config: FitConfig,
+    held_out: Mapping[str, Any] | None,
+    callback: Callable[[int, dict[str, Any]], None] | None,
+) -> Fit:
     rows, some_held_out = _checked(model, data, held_out, config)
     bar = tqdm(total=config.rounds, desc="fit", unit="round", disable=not config.progress)
     with torch.random.fork_rng(), _without_denormals(), bar:
@@ -193,11 +206,14 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     """The round loop: pool, K energy steps, diagnosis, J generator steps."""
     config, data = game.config, game.data
     n_train = 0 if data is None else n_rows(data)
+    r = -1
     best = Best.of(game, (False, -math.inf), {"round": -1}, -1)
     history: list[dict[str, Any]] = []
     memory: list[tuple[Pool, Tensor]] = []
     status, detail, steps = Status.FINISHED, "", config.generator_steps
     try:
+        if game.interrupted:
+            raise KeyboardInterrupt
         for r in range(config.rounds):
             diagnosed = r % config.diagnose_every == 0 or r == config.rounds - 1
             if diagnosed:
@@ -235,7 +251,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     except (FloatingPointError, torch.linalg.LinAlgError) as error:
         status, detail = Status.NON_FINITE, f"round {r}: {error}"
     except KeyboardInterrupt:
-        status, detail = Status.INTERRUPTED, f"round {r}"
+        status, detail = Status.INTERRUPTED, f"round {r}" if r >= 0 else "in the warm start"
     finally:  # whatever happened, a callback's own error too
         best.restore(game)
     result = Fit(
@@ -252,7 +268,10 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     )
     if status in (Status.NON_FINITE, Status.INTERRUPTED):
         return result
-    return _judged(result, data, best.info)
+    try:
+        return _judged(result, data, best.info)
+    except KeyboardInterrupt:
+        return replace(result, status=Status.INTERRUPTED, detail="in the last diagnosis")
 
 
 def _judged(result: Fit, data: Data | None, info: dict[str, Any]) -> Fit:
