@@ -6,7 +6,7 @@ since a network whose last layer starts at zero would hide every mistake.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,7 +87,7 @@ def stances(run: Runner, x: Sites, own: list[nn.Parameter]) -> list[Stance]:
             terms = by_loop(run, x)
     except Exception:  # a moved parameter may leave its own domain: then there is no stance
         return found
-    if all(torch.isfinite(term).all() for term in terms.values()):
+    if not any(_no_number(term).any() for term in terms.values()):
         found.append(Stance(own, values, terms))
     return found
 
@@ -113,28 +113,36 @@ def agree(one: Tensor, other: Tensor, single: float, double: float) -> bool:
     )
 
 
-def check_finite(x: Sites, terms: Sites, names: Collection[str]) -> None:
+def _no_number(term: Tensor) -> Tensor:
+    """Where a log density is nan or +inf; -inf, no mass, is one."""
+    return term.isnan() | (term == math.inf)
+
+
+def check_finite(x: Sites, terms: Sites, names: Collection[str], walls: bool = False) -> None:
     """The named terms must be finite at feasible draws.
 
     Args:
         x: Draws inside the supports.
         terms: The log density of every site and factor at these draws.
         names: Sites or factors.
+        walls: Whether the terms may be -inf at fewer than half of the draws.
 
     Raises:
         ProgramError: A term is NaN or infinite.
     """
     for name in names:
         bad = ~torch.isfinite(terms[name])
-        if not bad.any():
+        wall = walls and not _no_number(terms[name]).any() and 2 * int(bad.sum()) < len(bad)
+        if wall or not bad.any():
             continue
         row = int(bad.nonzero()[0])
         at = ", ".join(f"{key} = {_short(value[row])}" for key, value in x.items())
         raise ProgramError(
             f"{name!r} has the log density {terms[name][row].item()} at a feasible draw ({at}); "
-            "expected a finite number on the whole support.\n  Most likely a logarithm, a root "
-            "or a division leaves its domain, or a hard wall is written as -inf: use a "
-            "distribution whose support is the region you mean."
+            "expected a finite number on the whole support, or -inf on a small part of it.\n  "
+            "Most likely a logarithm, a root or a division leaves its domain, or a hard wall of "
+            "-inf cuts off half of the support: use a distribution whose support is the region "
+            "you mean."
         )
 
 
@@ -168,7 +176,13 @@ def check_repeatable(run: Runner, x: Sites, seen: list[Stance]) -> None:
 
 
 @torch.enable_grad()
-def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stance) -> None:
+def check_connected(
+    run: Runner,
+    x: Sites,
+    factors: Collection[str],
+    here: Stance,
+    farther: Callable[[], Sites],
+) -> None:
     """Every factor depends on a site, and every trainable tensor belongs to the model.
 
     Args:
@@ -176,6 +190,8 @@ def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stanc
         x: Draws inside the supports.
         factors: Names of factors and observed sites.
         here: A stance; best the moved one, since weights that start at 0 hide what they weigh.
+        farther: Gives the terms at draws farther out, where a factor that is constant in the
+            middle, a wall or a cut-off, may not be.
 
     Raises:
         ProgramError: A factor is constant, or a tensor from outside would be trained.
@@ -198,7 +214,7 @@ def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stanc
         # Of integers no gradient tells, and a few draws may all miss the states that matter.
         told = all(value.is_floating_point() for value in draw.values())
         constant = told and not reached.keys() & values and _constant(here.terms[name])
-        if name in factors and constant:
+        if name in factors and constant and _constant(farther()[name]):
             raise ProgramError(
                 f"factor {name!r} depends on no latent site: it is {term.item():g} at every "
                 "draw; expected a function of the sites.\n  Most likely it reads a constant "

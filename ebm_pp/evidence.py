@@ -264,21 +264,24 @@ def _leak(
     return find_leak(fit.model, fit.generator, outer, log_weights, log_z)
 
 
-def _require_density(terms: dict[str, Tensor], log_density: Float[Tensor, " n"]) -> None:
-    """Every row has a density.
+def require_density(model: EnergyModel, rows: Sites) -> dict[str, Float[Tensor, " n"]]:
+    """Every term of log p~ at rows of data, each of which has a density.
 
     Raises:
-        DataError: log p~ of a row is not finite.
+        DataError: log p~ of a row is not finite; the text names row and term.
     """
+    terms = _terms(model, rows)
+    log_density = torch.stack(list(terms.values())).sum(0)
     bad = ~log_density.isfinite()
     if not bad.any():
-        return
+        return terms
     row = int(bad.nonzero()[0])
     name = next((k for k, term in terms.items() if not term[row].isfinite()), next(iter(terms)))
     raise DataError(
-        f"{int(bad.sum())} of {len(bad)} rows have no density under the fitted model: at row "
-        f"{row} term {name!r} is {terms[name][row].item()}; expected finite numbers.\n  Most "
-        "likely rows far from those that were fitted, or in a unit of their own: look at that row."
+        f"{int(bad.sum())} of {len(bad)} rows of data have no density: at row {row} the term "
+        f"{name!r} is {terms[name][row].item()}; expected finite numbers.\n  Most likely a value "
+        "far from all others, or one at which the term takes a logarithm, root or quotient out of "
+        "its domain: look at that row, then at that term."
     )
 
 
@@ -292,9 +295,8 @@ def _at_data(
 ) -> AtData:
     """What the rows say; with a slack, by moments of the unweighted draws."""
     log_weights, massive = drawn.log_weights, drawn.with_mass()
-    terms, terms_draws = _terms(fit.model, rows), _terms(fit.model, massive.values)
+    terms, terms_draws = require_density(fit.model, rows), _terms(fit.model, massive.values)
     log_density = torch.stack(list(terms.values())).sum(0)
-    _require_density(terms, log_density)
     log_q = torch.cat([fit.generator.log_prob(piece) for piece in slices(rows)])
     at_rows = log_density - log_q
     statistics, statistics_draws = _statistics(fit.model, rows, massive.values, terms, terms_draws)

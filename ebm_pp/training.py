@@ -22,7 +22,7 @@ from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import REJECTED, diagnose
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
-from ebm_pp.evidence import USABLE_ESS
+from ebm_pp.evidence import USABLE_ESS, require_density
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
 from ebm_pp.outskirts import Outskirts
@@ -347,4 +347,7 @@ def _checked(
             f"the data have {n} rows; expected at least one batch of {config.batch}.\n"
             f"  Set FitConfig(batch={max(n // 2, 1)}) or give more rows."
         )
+    with torch.no_grad():
+        if model.layout is None:
+            require_density(model, representative(rows))
     return rows, None if held_out is None else representative(model.stored(held_out))

@@ -8,6 +8,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -23,7 +24,7 @@ from ebm_pp.checks import (
     stances,
 )
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import Message, Runner, Site, Sites, by_loop, by_plate, by_vmap
+from ebm_pp.program import Message, Runner, Site, Sites, by_loop, by_plate, by_vmap, log_term
 from ebm_pp.support import bounds_of
 from ebm_pp.trace import check_structure, moving_support, read_site, trace, waves
 
@@ -83,11 +84,11 @@ def compile_program(
         x = {name: torch.stack([_find(msgs, name)["value"] for msgs in probes]) for name in sites}
         factors = tuple(msg["name"] for msg in probes[0] if msg["is_observed"])
         seen = stances(run, x, own)
-        check_finite(x, seen[0].terms, factors)
+        check_finite(x, seen[0].terms, factors, walls=True)
         trace(validated, _spread)
         check_finite(x, seen[0].terms, sites)
         check_repeatable(run, x, seen)
-        check_connected(run, x, factors, seen[-1])
+        check_connected(run, x, factors, seen[-1], partial(_farther, run))
         check_periodic(run, x, [site.name for site in sites.values() if site.circular], seen)
         event_dims = {msg["name"]: len(msg["fn"].event_shape) for msg in latent}
         nesting = max(len(msg["fn"].batch_shape) for msg in probes[0])
@@ -98,6 +99,15 @@ def compile_program(
 def _spread(shape: torch.Size) -> Tensor:
     """Unconstrained coordinates from -2 to 2, where Pyro starts its chains."""
     return 4 * torch.rand(shape) - 2
+
+
+def _farther(run: Runner) -> Sites:
+    """Every term at draws far out, where unconstrained coordinates go from -20 to 20."""
+    probes = [trace(run, lambda shape: 40 * torch.rand(shape) - 20) for _ in range(8 * PROBES)]
+    return {
+        msg["name"]: torch.stack([log_term(_find(msgs, msg["name"])).sum() for msgs in probes])
+        for msg in probes[0]
+    }
 
 
 def _find(messages: list[Message], name: str) -> Message:
