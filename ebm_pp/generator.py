@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Normal, StudentT
+from torch.distributions import Normal, StudentT, constraints
 
 from ebm_pp.circle import wrap
 from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
@@ -29,6 +29,7 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.moments import coordinate_names
 from ebm_pp.stored import Data, representative
+from ebm_pp.support import plain
 
 
 @runtime_checkable
@@ -64,7 +65,9 @@ class FlowGenerator(nn.Module):
             scale 1.
         scale: multiplies the starting scale of the coordinates on the line; above 1 is a wide
             start, the safe side for a given density.
-        base: `"normal"`, or `"student_t"` with learned degrees of freedom for heavy tails.
+        base: `"normal"`, or `"student_t"` with learned degrees of freedom for heavy tails of the
+            sites on the real line. Coordinates of other supports stay normal: the map onto the
+            support has tails of its own, and of a Student-t's |z| of 100 it makes 0 or infinity.
         affine: number of affine layers, nearest to the data.
         splines: number of spline layers; 2 in the plane, 4 beyond it, unless given.
         bins: pieces of a spline; 32 in the plane, where one coordinate has to be split into all
@@ -84,6 +87,7 @@ class FlowGenerator(nn.Module):
     loc: Tensor
     scale: Tensor
     circular: Tensor
+    light: Tensor
 
     def __init__(
         self,
@@ -120,6 +124,8 @@ class FlowGenerator(nn.Module):
         loc, spread = _standardise(model, start, reference)
         self.register_buffer("circular", model.circular.clone())
         self.has_angles = bool(model.circular.any())
+        # On the line, but with normal tails in a Student-t base too: see `base`.
+        self.register_buffer("light", ~(_is_real(model) | model.circular))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
         kinds = [0] * affine + [bins] * splines
@@ -136,6 +142,7 @@ class FlowGenerator(nn.Module):
         )
         self.raw_df = nn.Parameter(torch.zeros(model.dim)) if base == "student_t" else None
         self.to(reference)
+        self.register_load_state_dict_pre_hook(_from_older)
 
     def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
         """`n` draws, differentiable in the flow's parameters, and their log q."""
@@ -144,16 +151,22 @@ class FlowGenerator(nn.Module):
         return x, log_base - log_det
 
     def log_prob(self, x: Sites) -> Float[Tensor, " n"]:
-        """Log q(x) of given rows, with respect to the sites' own reference measure."""
+        """Log q(x) of given rows, with respect to the sites' own reference measure.
+
+        -inf outside of the supports' interior, where rounding can put a draw too; NaN where x is.
+        """
         z, log_det = self.unconstrain(x)
         u = (z - self.loc) / self.scale
+        inside = u.isfinite().all(-1)
+        u = torch.where(inside.unsqueeze(-1), u, 0.0)
         log_det = log_det - self.scale.log().sum()
         if self.has_angles:
             u = torch.where(self.circular, wrap(u), u)
         for layer in self.layers:
             u, log_det_layer = layer(u)
             log_det = log_det + log_det_layer
-        return self._log_base(u) + log_det
+        log_q = torch.where(inside, self._log_base(u) + log_det, -math.inf)
+        return torch.where(_unknown(x), math.nan, log_q)
 
     def latent_to_sites(self, eps: Float[Tensor, "n d"]) -> tuple[Sites, Float[Tensor, " n"]]:
         """A smooth map from R^d onto the sites, and log|dx/deps|: the flow's latent space.
@@ -182,20 +195,22 @@ class FlowGenerator(nn.Module):
             return Normal(zero, one)
         # From 2, the safe side, to at most 101, almost normal; ten times as fast as the networks.
         df = 1 + 100 * torch.sigmoid(10 * self.raw_df - math.log(99))
-        return StudentT(df, zero, one)
+        return StudentT(df, zero, one, validate_args=False)  # the check fails under `vmap`
 
     def _sample_base(self, n: int) -> tuple[Tensor, Tensor]:
         latent = self._base().rsample((n,))
+        if self.raw_df is not None and self.light.any():
+            latent = torch.where(self.light, torch.randn_like(latent), latent)
         if self.has_angles:
             angle = 2 * math.pi * torch.rand_like(latent) - math.pi
             latent = torch.where(self.circular, angle, latent)
         return latent, self._log_base(latent)
 
     def _log_base(self, latent: Tensor) -> Tensor:
-        if self.raw_df is None:  # torch's Normal would check every number first
-            log_line = -0.5 * latent.square() - 0.5 * math.log(2 * math.pi)
-        else:
-            log_line = self._base().log_prob(latent)
+        # torch's Normal would check every number first
+        log_line = -0.5 * latent.square() - 0.5 * math.log(2 * math.pi)
+        if self.raw_df is not None:
+            log_line = torch.where(self.light, log_line, self._base().log_prob(latent))
         if self.has_angles:
             log_line = torch.where(self.circular, -math.log(2 * math.pi), log_line)
         return log_line.sum(-1)
@@ -221,6 +236,31 @@ def _standardise(
             "Remove the site, or make it an observed constant of the program."
         )
     return torch.where(model.circular, direction, loc), spread
+
+
+def _from_older(
+    flow: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    *_: Any,  # noqa: ANN401 - torch's own
+) -> None:
+    """Parameters saved before `light` were of a base with heavy tails everywhere on the line."""
+    state.setdefault(f"{prefix}light", torch.zeros_like(flow.get_buffer("light")))
+
+
+def _unknown(x: Sites) -> Bool[Tensor, " n"]:
+    """Which rows have a NaN in any site."""
+    parts = [value.reshape(len(value), -1).isnan().any(-1) for value in x.values()]
+    return torch.stack(parts).any(0)
+
+
+def _is_real(model: EnergyModel) -> Bool[Tensor, " d"]:
+    """Which coordinates are those of sites whose support is the real line."""
+    real = [
+        torch.full((site.dim,), isinstance(plain(site.support), type(constraints.real)))
+        for site in model.sites.values()
+    ]
+    return torch.cat(real).to(model.device)
 
 
 def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
