@@ -27,7 +27,7 @@ from ebm_pp.datatree import to_datatree
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
-from ebm_pp.evidence import Labels
+from ebm_pp.labels import Labels
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.report import pictures, write_report

@@ -18,7 +18,7 @@ from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import ProgramError
-from ebm_pp.evidence import Labels
+from ebm_pp.labels import Labels
 from ebm_pp.plots import (
     plot_calibration,
     plot_energy_map,
