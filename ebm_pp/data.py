@@ -36,6 +36,12 @@ FAULTS = {  # what is wrong with rows: what to do
 }
 
 
+TOO_LARGE = (
+    "The numbers are finite, but beyond single precision (3.4e38): rescale the column, or use "
+    "model.double()."
+)
+
+
 def columns(x: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " n"]]:
     """Every number of every site as a column of its own.
 
@@ -252,6 +258,8 @@ def _check_values(value: Tensor | Stored, site: Site) -> None:
             rows, others = first[what][:SHOWN], ""
             one = value[rows[0] : rows[0] + 1][0]
             shown = f"value {one.item():g}" if not one.dim() else f"value {one.tolist()}"
+            if what == next(iter(FAULTS)) and _fits_double(value, rows[0]):
+                fix = TOO_LARGE
             if counts[what] > 1:
                 dots = ", ..." if counts[what] > SHOWN else ""
                 others = f"; rows {', '.join(map(str, rows))}{dots}"
@@ -260,6 +268,14 @@ def _check_values(value: Tensor | Stored, site: Site) -> None:
                 f"{what.format(support=describe(site.support))} (first: row {rows[0]}, {shown}"
                 f"{others}).\n  {fix}"
             )
+
+
+def _fits_double(value: Tensor | Stored, row: int) -> bool:
+    """Whether the user's own numbers are finite, and only what they were converted to is not."""
+    if not isinstance(value, Stored):
+        return False
+    exact = Stored(value.source, torch.float64, value.device)[row : row + 1]
+    return bool(exact.isfinite().all())
 
 
 def _faults(value: Tensor, site: Site) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ebm_pp.data import columns
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import ProgramError
 from ebm_pp.labels import Labels
@@ -56,7 +56,7 @@ class Picture(NamedTuple):
 
 def write_report(
     fit: Fit,
-    held_out: Sites,
+    held_out: Rows,
     path: str | Path,
     *,
     groups: Labels | None = None,
@@ -81,6 +81,7 @@ def write_report(
         ProgramError: the density or log q of a draw is not a number.
         GeneratorError: no draw of the generator has any weight.
     """
+    held_out = fit.model.check(held_out)
     report = diagnose(fit, held_out, groups=groups, seed=seed)
     shown = pictures(fit, held_out, report, seed)
     page = _page(fit, held_out, report, shown, groups, title, seed)
