@@ -30,8 +30,8 @@ from ebm_pp.errors import (
     GeneratorError,
     ProgramError,
 )
-from ebm_pp.evidence import Labels
 from ebm_pp.files import find_program, read_rows, write_arrays, write_rows
+from ebm_pp.labels import Labels
 from ebm_pp.names import unused
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import n_rows, pick

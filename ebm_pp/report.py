@@ -16,10 +16,10 @@ import torch
 from matplotlib.figure import Figure
 
 from ebm_pp.data import columns
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import ProgramError
-from ebm_pp.evidence import Labels
+from ebm_pp.labels import Labels
 from ebm_pp.names import file_name
 from ebm_pp.plots import (
     plot_calibration,
@@ -58,7 +58,7 @@ class Picture(NamedTuple):
 
 def write_report(
     fit: Fit,
-    held_out: Sites,
+    held_out: Rows,
     path: str | Path,
     *,
     groups: Labels | None = None,
@@ -83,6 +83,7 @@ def write_report(
         ProgramError: the density or log q of a draw is not a number.
         GeneratorError: no draw of the generator has any weight.
     """
+    held_out = fit.model.check(held_out)
     report = diagnose(fit, held_out, groups=groups, seed=seed)
     shown, missing = pictures(fit, held_out, report, seed)
     page = _page(fit, held_out, report, shown, missing, groups, title, seed)
