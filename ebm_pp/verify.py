@@ -25,7 +25,7 @@ from ebm_pp.checks import (
 )
 from ebm_pp.errors import ProgramError
 from ebm_pp.program import Message, Runner, Site, Sites, by_loop, by_plate, by_vmap, log_term
-from ebm_pp.support import bounds_of
+from ebm_pp.support import bounds_of, support_of
 from ebm_pp.trace import check_structure, moving_support, read_site, trace, waves
 
 PROBES = 8
@@ -89,7 +89,7 @@ def compile_program(
         check_finite(x, seen[0].terms, sites)
         check_repeatable(run, x, seen)
         check_connected(run, x, factors, seen[-1], partial(_farther, run))
-        check_periodic(run, x, [site.name for site in sites.values() if site.circular], seen)
+        check_periodic(run, x, {k: s.period for k, s in sites.items() if s.circular}, seen)
         event_dims = {msg["name"]: len(msg["fn"].event_shape) for msg in latent}
         nesting = max(len(msg["fn"].batch_shape) for msg in probes[0])
         loop = Compiled(sites, factors, _roots(run, x), event_dims, nesting)
@@ -134,7 +134,7 @@ def _roots(run: Runner, x: Sites) -> frozenset[str]:
 
     def visit(msg: Message) -> None:
         if msg["name"] in x:
-            seen[msg["name"]] = msg["fn"], bounds_of(msg["fn"].support)
+            seen[msg["name"]] = msg["fn"], bounds_of(support_of(msg["fn"]))
 
     def single(values: Sites) -> Tensor:
         run(lambda msg: values[msg["name"]], visit)
