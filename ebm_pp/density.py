@@ -26,7 +26,7 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 from torch.nn.parameter import is_lazy
 
-from ebm_pp.ancestral import draw_base
+from ebm_pp.ancestral import draw_base, draws_inside
 from ebm_pp.circle import TURN, from_radians, to_radians
 from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
 from ebm_pp.errors import ProgramError
@@ -319,7 +319,8 @@ class EnergyModel(nn.Module):
             Draws, each value `(n, *site_shape)`.
 
         Raises:
-            ProgramError: A site's base is improper, or scaled or masked by the program.
+            ProgramError: A site's base is improper, or scaled or masked by the program, or its
+                draws are not inside its support.
         """
         for site in self.sites.values():
             if not site.proper:
@@ -329,7 +330,14 @@ class EnergyModel(nn.Module):
                     "a normalised distribution, or do not draw from the base."
                 )
         with alone():
-            return draw_base(self._run, self._compiled, n)
+            return draws_inside(
+                lambda m: draw_base(self._run, self._compiled, m), self._has_coordinates,
+                self.sites, n,
+            )  # fmt: skip
+
+    def _has_coordinates(self, x: Sites) -> Bool[Tensor, "n"]:
+        """Whether each draw is inside its supports and so are its unconstrained coordinates."""
+        return self.inside(x) & self.unconstrain(x)[0].isfinite().all(1)
 
     def as_rows(self, x: Rows) -> Sites:
         """Rows of any container in the model's dtype and device, not checked (`data.as_rows`)."""
