@@ -19,6 +19,7 @@ from torch import Tensor
 from ebm_pp.arrays import real_numbers, unit_of
 from ebm_pp.demonstrations import check_demonstrations, unequal_lengths, whole
 from ebm_pp.errors import DataError
+from ebm_pp.names import column_names
 from ebm_pp.program import Site
 from ebm_pp.stored import Data, Stored, pieces
 from ebm_pp.support import describe, plain
@@ -49,13 +50,13 @@ def columns(x: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " n"]]:
         >>> list(columns({"angle": torch.zeros(5), "x": torch.zeros(5, 2)}))
         ['angle', 'x[0]', 'x[1]']
     """
-    found = {}
-    for name, value in x.items():
-        flat = value.reshape(len(value), -1)
-        several = flat.shape[1] > 1
-        for j, column in enumerate(flat.T):
-            found[f"{name}[{j}]" if several else name] = column
-    return found
+    flat = {name: value.reshape(len(value), -1) for name, value in x.items()}
+    names = column_names({name: value.shape[1] for name, value in flat.items()})
+    return {
+        label: column
+        for name, value in flat.items()
+        for label, column in zip(names[name], value.T, strict=True)
+    }
 
 
 def as_rows(

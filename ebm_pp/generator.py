@@ -130,8 +130,7 @@ class FlowGenerator(nn.Module):
         self.register_buffer("circular", model.circular.clone())
         self.has_angles = bool(model.circular.any())
         # On the line, but with normal tails in a Student-t base too: see `base`.
-        light = ~(_is_real(model) | model.circular)
-        self.register_buffer("light", light, persistent=False)
+        self.register_buffer("light", ~(_is_real(model) | model.circular))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
         kinds = [0] * affine + [bins] * splines
@@ -148,6 +147,7 @@ class FlowGenerator(nn.Module):
         )
         self.raw_df = nn.Parameter(torch.zeros(model.dim)) if base == "student_t" else None
         self.to(reference)
+        self.register_load_state_dict_pre_hook(_from_older)
 
     def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
         """`n` draws, differentiable in the flow's parameters, and their log q."""
@@ -177,8 +177,8 @@ class FlowGenerator(nn.Module):
         for layer in self.layers:
             u, log_det_layer = layer(u)
             log_det = log_det + log_det_layer
-        log_q = self._log_base(u) + log_det
-        return torch.where(inside, log_q, _outside(x).to(log_q.dtype))
+        log_q = torch.where(inside, self._log_base(u) + log_det, -math.inf)
+        return torch.where(_unknown(x), math.nan, log_q)
 
     def latent_to_sites(self, eps: Float[Tensor, "n d"]) -> tuple[Sites, Float[Tensor, " n"]]:
         """A smooth map from R^d onto the sites, and log|dx/deps|: the flow's latent space.
@@ -254,10 +254,20 @@ def _standardise(
     return torch.where(model.circular, direction, loc), spread
 
 
-def _outside(x: Sites) -> Float[Tensor, " n"]:
-    """-inf, or NaN for rows with a NaN in any site."""
+def _from_older(
+    flow: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    *_: Any,  # noqa: ANN401 - torch's own
+) -> None:
+    """Parameters saved before `light` were of a base with heavy tails everywhere on the line."""
+    state.setdefault(f"{prefix}light", torch.zeros_like(flow.get_buffer("light")))
+
+
+def _unknown(x: Sites) -> Bool[Tensor, " n"]:
+    """Which rows have a NaN in any site."""
     parts = [value.reshape(len(value), -1).isnan().any(-1) for value in x.values()]
-    return torch.where(torch.stack(parts).any(0), math.nan, -math.inf)
+    return torch.stack(parts).any(0)
 
 
 def _is_real(model: EnergyModel) -> Bool[Tensor, " d"]:
