@@ -223,10 +223,10 @@ def _check_shape(shape: tuple[int, ...], site: Site) -> None:
     if shape[1:] == site.shape and shape:
         return
     hint = "each row is one draw, with the rows first"
-    if len(shape) == len(site.shape):
-        hint = "the leading dimension of rows is missing: add it with x[None]"
-    elif math.prod(shape[1:]) == math.prod(site.shape):
+    if shape and math.prod(shape[1:]) == math.prod(site.shape):
         hint = f"only the shape differs: reshape to {(-1, *site.shape)}"
+    elif len(shape) == len(site.shape):
+        hint = "the leading dimension of rows is missing: add it with x[None]"
     elif site.trajectory is not None:
         hint = "another horizon: pad with demonstrations.pad, or declare theirs"
     raise DataError(

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -99,8 +99,8 @@ class EnergyNet(nn.Module):
             self.centre = nn.Parameter((some - loc) / scale)
             self.log_rho = nn.Parameter(torch.full_like(some, math.log(FLATNESS / math.sqrt(d))))
 
-    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
-        """E(x), in nats."""
+    def forward(self, x: Num[Tensor, "..."]) -> Float[Tensor, "*n"]:
+        """E(x) of features `(*n, d)`, in nats."""
         if x.shape[-1:] != self.loc.shape:
             raise ProgramError(
                 f"EnergyNet: got an input of shape {tuple(x.shape)}; expected (..., "
