@@ -28,22 +28,18 @@ from ebm_pp.ancestral import draw_base
 from ebm_pp.circle import wrap
 from ebm_pp.data import check_rows, inside_of, require_rows
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import (
-    Message,
-    Run,
-    Site,
-    Sites,
-    Visitor,
-    alone,
-    by_step,
-    networks,
-    surroundings,
-    trainable,
-)
+from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks
 from ebm_pp.rows import columns_as_html
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.stored import Data
 from ebm_pp.support import bijection, describe
+from ebm_pp.surroundings import (
+    evaluating,
+    ordinary,
+    require_trainable,
+    surroundings,
+    trainable,
+)
 from ebm_pp.trace import read_sites
 from ebm_pp.trajectory import read_layout
 from ebm_pp.verify import compile_program, evaluate
@@ -115,10 +111,10 @@ class EnergyModel(nn.Module):
         # Constraints of the parameters that `pyro.param` statements declare.
         self._declared: dict[str, constraints.Constraint] = {}
         self._compiling = True
-        _require_trainable(self)
+        require_trainable(self)
         with trainable(torch.get_default_dtype()):
             self._compiled = compile_program(
-                self._run, partial(self._run, validate=True), self.parameters, batching
+                self._run, partial(self._run, validate=True), self, batching
             )
         self._compiling = False
         self.batching = self._compiled.batching
@@ -206,8 +202,9 @@ class EnergyModel(nn.Module):
             DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
         require_rows(self.sites, x)
-        with alone():
-            terms = evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
+        values = {name: ordinary(x[name]) for name in self.sites}
+        with evaluating(len(next(iter(values.values())))):
+            terms = evaluate(self._run, self._compiled, values)
         if self.soft_value is not None and self.layout is not None:
             terms["soft_value"] = self.soft_value.total(self.layout.pack(x))
         return terms
@@ -236,8 +233,8 @@ class EnergyModel(nn.Module):
                 "  Declare them with trajectory(dynamics, T)."
             )
         require_rows(self.sites, x)
-        values = {name: x[name] for name in self.sites}
-        with alone():
+        values = {name: ordinary(x[name]) for name in self.sites}
+        with evaluating(len(next(iter(values.values())))):
             return by_step(self._run, values, self.layout, loop=self.batching == "loop")
 
     def _total(self, terms: dict[str, Tensor], names: Collection[str], x: Sites) -> Tensor:
@@ -321,7 +318,7 @@ class EnergyModel(nn.Module):
                     "scaled or masked site); expected one that can be sampled.\n  Give the site "
                     "a normalised distribution, or do not draw from the base."
                 )
-        with alone():
+        with evaluating(n):
             return draw_base(self._run, self._compiled, n)
 
     def check(self, x: object) -> Sites:
@@ -407,15 +404,6 @@ class EnergyModel(nn.Module):
             now = read_sites(partial(self._run, validate=True))
             self._set_sites({k: replace(s, support=now[k].support) for k, s in self.sites.items()})
         return self
-
-
-def _require_trainable(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if not is_lazy(parameter) and parameter.is_inference():
-            raise ProgramError(
-                f"parameter {name!r} was made inside torch.inference_mode, where no tensor can be "
-                "trained; expected ordinary parameters.\n  Make the network outside of it."
-            )
 
 
 def _key(name: str) -> str:
