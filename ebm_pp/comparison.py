@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ebm_pp.errors import DataError
-from ebm_pp.evidence import Labels, rows_and_labels
+from ebm_pp.labels import Labels, rows_and_labels
 from ebm_pp.moments import mean_squared_error
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.sampling import Fitted, log_density_of, propose, seeded

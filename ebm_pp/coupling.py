@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ebm_pp.circle import wrap
 from ebm_pp.spline import rational_quadratic
 
-FAR = 1e3  # standard deviations; data of n rows reach sqrt(n) of their own at most
+FAR = 10.0  # standard deviations, from which on a conditioner sees logarithms
 LOG_SCALE_BOUND = 2.5  # S, unless told otherwise: an affine layer scales by at most e^2.5, 12
 
 
@@ -105,8 +105,9 @@ class Coupling(nn.Module):
     def _parameters_of(self, kept: Tensor) -> Float[Tensor, "p n"]:
         """The conditioner c of the kept coordinates; angles enter as cosine and sine.
 
-        Beyond `FAR` it is constant. A network goes on linearly, so that from one coordinate of a
-        heavy tail, 1e8, layer upon layer would make infinity.
+        Beyond B = `FAR` a coordinate enters as sign(x) B (1 + log(|x| / B)), slope continuous. A
+        network goes on linearly where it has seen nothing: from one coordinate far out in a heavy
+        tail it would move all others out there too, layer upon layer.
         """
         layers: list[Any] = [*self.conditioner]
         *hidden, last = layers
@@ -115,7 +116,9 @@ class Coupling(nn.Module):
         if self.n_kept_line < len(kept):
             line, angle = kept.split((self.n_kept_line, len(kept) - self.n_kept_line))
             kept = torch.cat([line, angle.cos(), angle.sin()])
-        features = kept.T.clamp(-FAR, FAR)
+        beyond = (kept.abs() / FAR).clamp_min(1.0).log()
+        near = kept.clamp(-FAR, FAR)
+        features = torch.addcmul(near, near, beyond).T
         for layer in hidden:
             features = layer(features)
         return torch.addmm(last.bias.unsqueeze(1), last.weight, features.T)

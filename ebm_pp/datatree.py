@@ -20,8 +20,8 @@ found, the tree is about the learned parameters instead, and `loo`, `plot_khat`,
 | sample_stats | chain, draw | log_partition and ess_fraction: log Z at these parameters |
 | log_likelihood | chain, draw, row | log p of the data at these parameters |
 
-and posterior_predictive, proposal, observed_data and training as above. A `/` in a site's name is
-written `.`, because it would be a path in the tree.
+and posterior_predictive, proposal, observed_data and training as above. A site's name that would
+be lost in the tree (`a/b`, `draw`, `v_dim_0`) is changed as little as need be; see names.py.
 
 Of a fit to trajectories every group has `states` (time, state) and `actions` (step, action),
 however the program named its sites, and `cost` (term), so that
@@ -51,6 +51,7 @@ from torch import Tensor
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.evidence import Diagnosable, cost_features
+from ebm_pp.names import variable_names
 from ebm_pp.parameter_draws import parameter_draws
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.pool import n_rows
@@ -251,7 +252,8 @@ def _proposal(draws: Draws, model: EnergyModel | None = None) -> Variables:
 def _variables(x: Sites, model: EnergyModel | None = None) -> Variables:
     if model is not None and model.layout is not None:
         return _trajectory_variables(x, model)
-    return {name.replace("/", "."): _array(value) for name, value in x.items()}
+    names = variable_names(x)
+    return {names[name]: _array(value) for name, value in x.items()}
 
 
 @torch.no_grad()

@@ -25,7 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, Labels, measure
+from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, measure
+from ebm_pp.labels import Labels
 from ebm_pp.moments import Gap, family_threshold, moment_gaps
 from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
 from ebm_pp.policy_verdict import explain_policy, healthy_policy, policy_rows

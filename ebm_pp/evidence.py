@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
+from ebm_pp.labels import Labels, rows_and_labels
 from ebm_pp.leak import Leak, find_leak
 from ebm_pp.moments import (
     Gap,
@@ -28,11 +27,9 @@ from ebm_pp.policy import PolicyGenerator
 from ebm_pp.reach import DataSide, Spread, behind_barrier, data_side, widest, widest_action
 from ebm_pp.sampling import Chains, Fitted, Proposed, propose, slices, walk
 from ebm_pp.step_weights import StepWeights, soft_value_of, step_log_weights, weigh_steps
-from ebm_pp.stored import representative
 
 ROWS_TRIED = 100  # rows beyond reach that are looked at more closely
 USABLE_ESS = 0.1  # fraction; below it ten draws are worth less than one
-Labels = Int[Tensor, " rows"] | NDArray[np.integer]  # rows of one label go together
 CONDITIONAL = "the soft-optimal policy's, start states given"
 JOINT = "joint density of trajectories, one log Z for all starts"
 
@@ -340,31 +337,6 @@ def _statistics(
         names = list(terms)
     found |= {f"term {name}": terms[name] for name in names}
     return found, found_draws | {f"term {name}": terms_draws[name] for name in names}
-
-
-def rows_and_labels(
-    model: EnergyModel, data: Mapping[str, Any], groups: Labels | None
-) -> tuple[Sites, Int[Tensor, " m"] | None]:
-    """The rows that stand for the data, at most 100,000 spread over all, and their labels.
-
-    Raises:
-        DataError: the data do not fit the program, or groups are not one label a row.
-    """
-    stored, labels = model.stored(data), None
-    if groups is not None:
-        labels = torch.as_tensor(groups)
-        _require_labels(labels, len(next(iter(stored.values()))))
-        labels = representative({"groups": labels})["groups"]
-    return representative(stored), labels
-
-
-def _require_labels(groups: Tensor, rows: int) -> None:
-    if len(groups) != rows or len(groups.unique()) < 2:
-        raise DataError(
-            f"groups has {len(groups)} labels, {len(groups.unique())} of them different; expected "
-            f"one per row ({rows}), two different ones at least.\n"
-            "  Most likely labels of other rows: take them from the same split as the data."
-        )
 
 
 def _terms(model: EnergyModel, x: Sites) -> dict[str, Float[Tensor, " n"]]:

@@ -25,10 +25,12 @@ from torch.distributions import Normal, StudentT, constraints
 
 from ebm_pp.circle import wrap
 from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.data import is_bounded
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
+from ebm_pp.location import location_and_scale
 from ebm_pp.moments import coordinate_names
-from ebm_pp.stored import Data, representative
+from ebm_pp.stored import representative
 from ebm_pp.support import plain
 
 
@@ -80,6 +82,7 @@ class FlowGenerator(nn.Module):
             a funnel; less keeps the inverse finite where the data are few.
 
     Raises:
+        DataError: `start` does not fit the program.
         GeneratorError: unknown base; a coordinate of `start` without spread; a trajectory.
     """
 
@@ -92,7 +95,7 @@ class FlowGenerator(nn.Module):
     def __init__(
         self,
         model: EnergyModel,
-        start: Data | None = None,
+        start: Rows | None = None,
         *,
         scale: float = 1.0,
         base: str = "normal",
@@ -120,13 +123,14 @@ class FlowGenerator(nn.Module):
             "hidden": hidden, "bound": bound, "log_scale": log_scale,
         }  # fmt: skip
         self.constrain, self.unconstrain = model.constrain, model.unconstrain
+        self.as_rows, self.inside = model.as_rows, model.inside
+        self.bounded = any(map(is_bounded, model.sites.values()))
         reference = torch.empty((), dtype=model.dtype, device=model.device)
         loc, spread = _standardise(model, start, reference)
         self.register_buffer("circular", model.circular.clone())
         self.has_angles = bool(model.circular.any())
         # On the line, but with normal tails in a Student-t base too: see `base`.
-        light = ~(_is_real(model) | model.circular)
-        self.register_buffer("light", light, persistent=False)
+        self.register_buffer("light", ~(_is_real(model) | model.circular))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
         kinds = [0] * affine + [bins] * splines
@@ -143,6 +147,7 @@ class FlowGenerator(nn.Module):
         )
         self.raw_df = nn.Parameter(torch.zeros(model.dim)) if base == "student_t" else None
         self.to(reference)
+        self.register_load_state_dict_pre_hook(_from_older)
 
     def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
         """`n` draws, differentiable in the flow's parameters, and their log q."""
@@ -150,14 +155,21 @@ class FlowGenerator(nn.Module):
         x, log_det = self._to_sites(latent)
         return x, log_base - log_det
 
-    def log_prob(self, x: Sites) -> Float[Tensor, " n"]:
+    def log_prob(self, x: Rows) -> Float[Tensor, " n"]:
         """Log q(x) of given rows, with respect to the sites' own reference measure.
 
         -inf outside of the supports' interior, where rounding can put a draw too; NaN where x is.
+        Rows of any container are converted, not checked.
+
+        Args:
+            x: Draws or rows, each value `(n, *site_shape)`.
         """
+        x = self.as_rows(x)
         z, log_det = self.unconstrain(x)
         u = (z - self.loc) / self.scale
         inside = u.isfinite().all(-1)
+        if self.bounded:
+            inside = inside & self.inside(x)
         u = torch.where(inside.unsqueeze(-1), u, 0.0)
         log_det = log_det - self.scale.log().sum()
         if self.has_angles:
@@ -165,8 +177,8 @@ class FlowGenerator(nn.Module):
         for layer in self.layers:
             u, log_det_layer = layer(u)
             log_det = log_det + log_det_layer
-        log_q = self._log_base(u) + log_det
-        return torch.where(inside, log_q, _outside(x).to(log_q.dtype))
+        log_q = torch.where(inside, self._log_base(u) + log_det, -math.inf)
+        return torch.where(_unknown(x), math.nan, log_q)
 
     def latent_to_sites(self, eps: Float[Tensor, "n d"]) -> tuple[Sites, Float[Tensor, " n"]]:
         """A smooth map from R^d onto the sites, and log|dx/deps|: the flow's latent space.
@@ -217,31 +229,45 @@ class FlowGenerator(nn.Module):
 
 
 def _standardise(
-    model: EnergyModel, start: Data | None, reference: Tensor
+    model: EnergyModel, start: Rows | None, reference: Tensor
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Location and spread of the unconstrained coordinates; an angle's location is its mean."""
     if start is None:
         zero = reference.new_zeros(model.dim)
         return zero, torch.ones_like(zero)
     with torch.no_grad():
-        z, _ = model.unconstrain(representative(start))
-    loc, spread = z.mean(0), z.std(0, correction=0)
+        z, _ = model.unconstrain(representative(model.lazy(start)))
+    if not z.isfinite().all():
+        model.check({name: start[name] for name in model.sites})
+    loc, spread = location_and_scale(z, correction=0)
     direction = torch.atan2(z.sin().mean(0), z.cos().mean(0))
     flat = (spread <= 0) | ~spread.isfinite()
     if flat.any():
+        cause = "Most likely a site of the data is constant: a continuous density can't fit it. "
+        cause += "Remove the site, or make it an observed constant of the program."
+        if len(z) == 1:
+            cause = "One row has no spread: give more rows, or none, FlowGenerator(model)."
         raise GeneratorError(
             f"site {coordinate_names(model)[int(flat.nonzero()[0])]!r} has spread "
-            f"{spread[flat][0].item()} over {len(z)} rows; expected a positive number.\n"
-            "  Most likely a site of the data is constant: a continuous density can't fit it. "
-            "Remove the site, or make it an observed constant of the program."
+            f"{spread[flat][0].item()} over {len(z)} rows; expected a positive number.\n  {cause}"
         )
     return torch.where(model.circular, direction, loc), spread
 
 
-def _outside(x: Sites) -> Float[Tensor, " n"]:
-    """-inf, or NaN for rows with a NaN in any site."""
+def _from_older(
+    flow: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    *_: Any,  # noqa: ANN401 - torch's own
+) -> None:
+    """Parameters saved before `light` were of a base with heavy tails everywhere on the line."""
+    state.setdefault(f"{prefix}light", torch.zeros_like(flow.get_buffer("light")))
+
+
+def _unknown(x: Sites) -> Bool[Tensor, " n"]:
+    """Which rows have a NaN in any site."""
     parts = [value.reshape(len(value), -1).isnan().any(-1) for value in x.values()]
-    return torch.where(torch.stack(parts).any(0), math.nan, -math.inf)
+    return torch.stack(parts).any(0)
 
 
 def _is_real(model: EnergyModel) -> Bool[Tensor, " d"]:

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ebm_pp.data import columns
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.generator import Generator
 from ebm_pp.partition import Estimate, log_partition_from_weights
@@ -349,7 +349,7 @@ def log_partition(fit: Fitted, n: int = 4000, *, seed: int | None = None) -> Est
     return log_partition_from_weights(importance_sample(fit, n, seed=seed).log_weights)
 
 
-def log_prob(fit: Fitted, x: Sites, n: int = 4000, *, seed: int | None = None) -> LogProb:
+def log_prob(fit: Fitted, x: Rows, n: int = 4000, *, seed: int | None = None) -> LogProb:
     """Normalised log density of given rows, with the error of log Z.
 
     Args:
@@ -366,8 +366,9 @@ def log_prob(fit: Fitted, x: Sites, n: int = 4000, *, seed: int | None = None) -
         DataError: the rows do not fit the program.
         ProgramError: most draws have no density.
     """
+    rows = fit.model.check(x)
     estimate = log_partition(fit, n, seed=seed)
-    return LogProb(log_density_of(fit.model, fit.model.check(x)) - estimate.value, estimate)
+    return LogProb(log_density_of(fit.model, rows) - estimate.value, estimate)
 
 
 @torch.no_grad()

@@ -33,9 +33,9 @@ def alone() -> Iterator[None]:
 @contextmanager
 def trainable(dtype: torch.dtype) -> Iterator[None]:
     """`alone`, with gradients and a default dtype, whatever the caller switched off or set."""
-    default, grad = torch.get_default_dtype(), torch.is_grad_enabled()
-    stack = [*runtime._PYRO_STACK]
+    grad = torch.is_grad_enabled()
     with alone(), torch.inference_mode(False):
+        default, stack = torch.get_default_dtype(), [*runtime._PYRO_STACK]
         try:
             torch.set_grad_enabled(True)
             torch.set_default_dtype(dtype)
@@ -53,12 +53,11 @@ def surroundings(dtype: torch.dtype, device: torch.device, validate: bool) -> It
     Evaluation runs without validation: the program was validated when it was compiled, rows are
     validated by `check`, and Pyro's own checks need numbers that `vmap` does not give.
     """
-    allocator = runtime._DIM_ALLOCATOR
-    store, default = pyro.get_param_store(), torch.get_default_dtype()
-    parameters, plates = vars(store).copy(), allocator._stack
-    stack = [*runtime._PYRO_STACK]
+    allocator, store = runtime._DIM_ALLOCATOR, pyro.get_param_store()
     place = nullcontext() if device.type == "cpu" else torch.device(device)
     with ALONE:
+        default, stack = torch.get_default_dtype(), [*runtime._PYRO_STACK]
+        parameters, plates = vars(store).copy(), allocator._stack
         try:
             store.clear()
             allocator._stack = []

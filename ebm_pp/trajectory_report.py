@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.evidence import CONDITIONAL, JOINT, USABLE_ESS, Diagnosable, cost_features
 from ebm_pp.moments import Gap, compare_moments
@@ -141,7 +141,7 @@ class TrajectoryReport:
 
 @torch.no_grad()
 def trajectory_report(
-    fit: Diagnosable, data: Sites, n: int = 4000, *, seed: int | None = 0
+    fit: Diagnosable, data: Rows, n: int = 4000, *, seed: int | None = 0
 ) -> TrajectoryReport:
     """Draws from the policy and compares with demonstrations; see the module.
 

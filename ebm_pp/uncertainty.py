@@ -31,7 +31,8 @@ from torch.distributions import constraints, transform_to
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import ProgramError
-from ebm_pp.evidence import Diagnosable, Labels, rows_and_labels
+from ebm_pp.evidence import Diagnosable
+from ebm_pp.labels import Labels, rows_and_labels
 from ebm_pp.pareto import psis, threshold
 from ebm_pp.pool import n_rows
 from ebm_pp.rows import columns_as_html, columns_as_text

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import jacrev, vmap
 
-from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
+from ebm_pp.coupling import FAR, LOG_SCALE_BOUND, Coupling
 
 F64 = torch.float64
 BOUND = 5.0
@@ -199,3 +199,22 @@ def test_state_dict_round_trip():
     g.load_state_dict(f.state_dict())
     x = points(20, angles(5, "mixed"))
     assert torch.equal(f(x)[0], g(x)[0])
+
+
+def test_a_conditioner_sees_logarithms_far_out():
+    """sign(x) B (1 + log(|x| / B)) beyond B = 10, x itself inside, with one slope at the seam."""
+    made = Coupling(torch.tensor([False, True]), torch.zeros(2).bool(), hidden=()).double()
+    with torch.no_grad():
+        made.conditioner[-1].weight[0] = 0.7  # the shift is 0.7 times what it sees
+    assert FAR == 10
+
+    def seen(x):
+        return made(torch.stack([x, torch.zeros_like(x)])[None])[0][0, 1] / 0.7
+
+    x = torch.tensor([-1e8, -100.0, -10.01, -9.99, 0.3, 9.99, 27.0, 1e30], dtype=F64)
+    expected = torch.tensor([math.copysign(10 * (1 + math.log(abs(v) / 10)), v) for v in x])
+    expected = torch.where(x.abs() > 10, expected.double(), x)
+    torch.testing.assert_close(vmap(seen)(x), expected, rtol=1e-7, atol=0)
+    slope = vmap(jacrev(seen))(x)
+    inside = x.abs() <= 10
+    torch.testing.assert_close(slope, torch.where(inside, 1.0, 10 / x.abs()), rtol=1e-7, atol=0)

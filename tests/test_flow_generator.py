@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 import subprocess
 import sys
@@ -8,12 +9,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from generators import GENERATORS, PROGRAMS, disturb, model_of, plane
+from scipy.integrate import quad
 from torch import nn
+from torch.distributions import constraints
 from torch.func import jacrev, vmap
 
+from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import GeneratorError
 from ebm_pp.generator import FlowGenerator, _codes, _moved, tilt
+from ebm_pp.sampling import log_partition
+from ebm_pp.training import Status, fit
 
 F64 = torch.float64
 
@@ -57,11 +63,11 @@ def test_latent_space_against_the_jacobian(program):
 
 
 def test_latent_space_of_a_student_t():
-    flow = random_flow(model_of("gust"), base="student_t")
-    eps = torch.randn(50, 2, dtype=F64)
+    flow = random_flow(model_of("recipe"), base="student_t")
+    eps = torch.randn(50, 7, dtype=F64)
     x, log_det = flow.latent_to_sites(eps)
-    line_base = flow._base().log_prob(eps)[:, 1]
-    log_base = dist.Normal(0.0, 1.0).log_prob(eps[:, 0]) + line_base  # the angle's stays normal
+    heavy = flow._base().log_prob(eps)[:, -2:]  # y's; those of angle and bounded sites are normal
+    log_base = dist.Normal(0.0, 1.0).log_prob(eps[:, :-2]).sum(-1) + heavy.sum(-1)
     torch.testing.assert_close(flow.log_prob(x), log_base - log_det, rtol=0, atol=1e-8)
 
 
@@ -73,6 +79,149 @@ def test_student_t_has_its_tail():
     torch.testing.assert_close(flow.log_prob({"x": x}), expected)
     flow.log_prob({"x": x}).sum().backward()
     assert flow.raw_df.grad.abs().item() > 0
+
+
+# Far out ---------------------------------------------------------------------------------------
+def every_support():
+    pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("w", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    pyro.sample("free", dist.ImproperUniform(constraints.real, (2,), ()).to_event(1))
+    two = dist.Categorical(torch.ones(2))
+    pyro.sample("mix", dist.MixtureSameFamily(two, dist.StudentT(2.0, torch.zeros(2), 1.0)))
+    pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    pyro.sample("below", dist.ImproperUniform(constraints.less_than(0.0), (), ()))
+    pyro.sample("u", dist.Uniform(-1.0, torch.ones(2)).to_event(1))
+    pyro.sample("parts", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("angle", dist.VonMises(0.0, 1.0))
+    pyro.sample("corr", dist.LKJCholesky(3))
+
+
+@functools.cache
+def model_of_every_support(dtype):
+    return EnergyModel(every_support).to(dtype)
+
+
+def test_heavy_tails_are_those_of_the_real_line():
+    model = model_of_every_support(F64)
+    real = {"mu", "w", "free", "mix"}
+    expected = [name in real for name, site in model.sites.items() for _ in range(site.dim)]
+    flow = FlowGenerator(model, base="student_t")
+    assert (~(flow.light | flow.circular)).tolist() == expected
+    latent, log_base = flow._sample_base(4000)
+    line = torch.distributions.StudentT(torch.tensor(2.0, dtype=F64)).log_prob(latent)
+    line = torch.where(torch.tensor(expected), line, dist.Normal(0.0, 1.0).log_prob(latent))
+    line = torch.where(flow.circular, -math.log(2 * math.pi), line)
+    torch.testing.assert_close(log_base, line.sum(-1))
+    log_base.sum().backward()
+    assert (flow.raw_df.grad != 0).tolist() == expected
+    farthest = latent.detach().abs().amax(0)
+    assert (farthest[flow.light] < 6).all()
+    assert (farthest[torch.tensor(expected)] > 10).all()  # of 4,000 draws with 2 degrees
+
+
+def test_files_from_before_have_heavy_tails_everywhere():
+    model = model_of("dose")
+    old = FlowGenerator(model, base="student_t")
+    state = {name: value for name, value in old.state_dict().items() if name != "light"}
+    old.load_state_dict(state)
+    x = {"amount": torch.tensor([1e9], dtype=F64), "share": torch.tensor([0.5], dtype=F64)}
+    z, log_det = model.unconstrain(x)
+    expected = torch.distributions.StudentT(2.0).log_prob(z).sum(-1) + log_det
+    torch.testing.assert_close(old.log_prob(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("base", ["normal", "student_t"])
+@pytest.mark.parametrize("strength", [0.0, 0.05, 0.2])
+@torch.no_grad()
+def test_far_rows_have_a_density_or_none(strength, base, dtype):
+    """However far out a row lies, log q is finite or -inf, of the flow's own draws too."""
+    model = model_of_every_support(dtype)
+    flow = FlowGenerator(model, base=base, affine=8, log_scale=5.0)
+    flow = disturb(flow, strength)
+    x, log_q = flow.rsample_and_log_prob(4000)
+    assert log_q.isfinite().all()
+    assert not flow.log_prob(x).isnan().any()
+    assert flow.log_prob(x).dtype == dtype
+    for far in [10.0**k for k in range(3, 9)]:
+        for name in ("mu", "w", "free", "mix"):
+            rows = {**x, name: far * torch.randn_like(x[name])}
+            assert not flow.log_prob(rows).isnan().any(), (name, far)
+    if strength == 0:
+        rows = {name: value[:50] for name, value in x.items()}
+        rows["mu"] = torch.full_like(rows["mu"], 1e8)
+        law = dist.Normal(0.0, 1.0) if base == "normal" else dist.StudentT(2.0)
+        moved = law.log_prob(rows["mu"]) - law.log_prob(x["mu"][:50])
+        torch.testing.assert_close(flow.log_prob(rows) - flow.log_prob(x)[:50], moved)
+
+
+@torch.no_grad()
+def test_rows_on_an_edge_have_no_density_and_rows_of_nan_none_that_is_known():
+    flow = random_flow(model_of("recipe"))
+    x = {name: value.repeat_interleave(5, 0) for name, value in flow.constrain(
+        torch.zeros(1, len(flow.loc), dtype=F64))[0].items()}  # fmt: skip
+    inner = flow.log_prob(x)[0]
+    x["amount"][1], x["amount"][2], x["y"][3, 0] = 0.0, math.inf, -math.inf
+    x["parts"][4] = torch.tensor([1.0, 0.0, 0.0])
+    log_q = flow.log_prob(x)
+    assert log_q[0] == inner
+    assert (log_q[1:] == -math.inf).all()
+    for name in x:
+        rows = {key: value.clone() for key, value in x.items()}
+        rows[name][1] = math.nan  # even where another site is on its edge
+        assert flow.log_prob(rows).isnan().tolist() == [False, True, False, False, False]
+
+
+def test_a_row_on_an_edge_takes_no_gradient_with_it():
+    flow = random_flow(model_of("dose"), base="student_t")
+    x = {"amount": torch.tensor([1.0, 0.0], dtype=F64), "share": torch.full((2,), 0.3).double()}
+    both = torch.autograd.grad(flow.log_prob(x).clamp_min(-1e9).sum(), [*flow.parameters()])
+    one = {name: value[:1] for name, value in x.items()}
+    inner = torch.autograd.grad(flow.log_prob(one).sum(), [*flow.parameters()])
+    for got, expected in zip(both, inner, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def positive():
+    s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    pyro.factor("decay", -s)
+
+
+def interval():
+    s = pyro.sample("s", dist.Uniform(0.0, 1.0))
+    pyro.factor("decay", -5 * s)
+
+
+def simplex():
+    s = pyro.sample("s", dist.Dirichlet(torch.ones(3)))
+    pyro.factor("decay", -3 * s[..., 0])
+
+
+def positive_and_heavy():
+    s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    x = pyro.sample("x", dist.StudentT(2.0))
+    pyro.factor("decay", -s - 0.1 * x.abs())
+
+
+DECAY = quad(lambda z: math.exp(-math.exp(z) - z * z / 2) / math.sqrt(2 * math.pi), -12, 5)[0]
+TAIL = quad(lambda x: 2 * math.exp(-0.1 * x) * (2 + x * x) ** -1.5, 0, math.inf)[
+    0
+]  # Student's, df 2
+EXACT = {
+    positive: DECAY,
+    interval: (1 - math.exp(-5)) / 5,
+    simplex: quad(lambda s: 2 * (1 - s) * math.exp(-3 * s), 0, 1)[0],
+    positive_and_heavy: DECAY * TAIL,
+}
+
+
+@pytest.mark.parametrize("program", EXACT)
+def test_given_densities_of_bounded_sites_against_quadrature(program):
+    found = fit(EnergyModel(program), config=FitConfig.fast(rounds=4, progress=False))
+    assert found.status is Status.FINISHED
+    log_z = log_partition(found, 20_000, seed=0)
+    assert abs(log_z.value - math.log(EXACT[program])) < 4 * log_z.standard_error
+    assert log_z.standard_error < 0.01
 
 
 def test_start_sets_location_and_spread():
