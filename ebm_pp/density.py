@@ -30,22 +30,18 @@ from ebm_pp.ancestral import draw_base, draws_inside
 from ebm_pp.circle import TURN, from_radians, to_radians
 from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import (
-    Message,
-    Run,
-    Site,
-    Sites,
-    Visitor,
-    alone,
-    by_step,
-    networks,
-    surroundings,
-    trainable,
-)
+from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks
 from ebm_pp.rows import columns_as_html
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.stored import Data
 from ebm_pp.support import bijection, describe
+from ebm_pp.surroundings import (
+    evaluating,
+    ordinary,
+    require_trainable,
+    surroundings,
+    trainable,
+)
 from ebm_pp.trace import read_sites
 from ebm_pp.trajectory import read_layout
 from ebm_pp.verify import compile_program, evaluate
@@ -119,10 +115,10 @@ class EnergyModel(nn.Module):
         # Constraints of the parameters that `pyro.param` statements declare.
         self._declared: dict[str, constraints.Constraint] = {}
         self._compiling = True
-        _require_trainable(self)
+        require_trainable(self)
         with trainable(torch.get_default_dtype()):
             self._compiled = compile_program(
-                self._run, partial(self._run, validate=True), self.parameters, batching
+                self._run, partial(self._run, validate=True), self, batching
             )
         self._compiling = False
         self.batching = self._compiled.batching
@@ -208,8 +204,8 @@ class EnergyModel(nn.Module):
         Raises:
             DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
-        x = self.as_rows(x)
-        with alone():
+        x = {name: ordinary(value) for name, value in self.as_rows(x).items()}
+        with evaluating(len(next(iter(x.values())))):
             terms = evaluate(self._run, self._compiled, x)
         for name in self._bounded:
             inside = in_support(self.sites[name], x[name])
@@ -241,8 +237,8 @@ class EnergyModel(nn.Module):
                 f"the sites {list(self.sites)} make no trajectory; expected states and actions.\n"
                 "  Declare them with trajectory(dynamics, T)."
             )
-        x = self.as_rows(x)
-        with alone():
+        x = {name: ordinary(value) for name, value in self.as_rows(x).items()}
+        with evaluating(len(next(iter(x.values())))):
             return by_step(self._run, x, self.layout, loop=self.batching == "loop")
 
     def _total(self, terms: dict[str, Tensor], names: Collection[str]) -> Tensor:
@@ -329,7 +325,7 @@ class EnergyModel(nn.Module):
                     "scaled or masked site); expected one that can be sampled.\n  Give the site "
                     "a normalised distribution, or do not draw from the base."
                 )
-        with alone():
+        with evaluating(n):
             return draws_inside(
                 lambda m: draw_base(self._run, self._compiled, m), self._has_coordinates,
                 self.sites, n,
@@ -431,15 +427,6 @@ class EnergyModel(nn.Module):
             now = read_sites(partial(self._run, validate=True))
             self._set_sites({k: replace(s, support=now[k].support) for k, s in self.sites.items()})
         return self
-
-
-def _require_trainable(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if not is_lazy(parameter) and parameter.is_inference():
-            raise ProgramError(
-                f"parameter {name!r} was made inside torch.inference_mode, where no tensor can be "
-                "trained; expected ordinary parameters.\n  Make the network outside of it."
-            )
 
 
 def _key(name: str) -> str:

@@ -27,8 +27,8 @@ from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.generator import Generator
 from ebm_pp.partition import Estimate, log_partition_from_weights
-from ebm_pp.program import alone
 from ebm_pp.rows import columns_as_html
+from ebm_pp.surroundings import alone
 
 ROWS_AT_ONCE = 16_384  # densities are evaluated in slices of this many rows, to bound memory
 

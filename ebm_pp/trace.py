@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from pyro.distributions import ImproperUniform, MaskedDistribution, Unit
+from pyro.distributions import ImproperUniform, MaskedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -17,8 +17,14 @@ from torch.distributions.transforms import Transform
 from ebm_pp.circle import Circle, circular, from_radians, innermost, is_circular, layers
 from ebm_pp.dynamics import TrajectorySite
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import Message, Runner, Site, is_plate, log_term
+from ebm_pp.program import Message, Runner, Site, is_factor, is_plate, log_term
 from ebm_pp.support import bijection, bounds_of, describe, same_support, support_of
+from ebm_pp.surroundings import answering
+
+RUN_IT = (
+    "Expected a program that declares one draw and runs with the arguments given to "
+    "EnergyModel(program, ...): try it alone under pyro.poutine.trace."
+)
 
 
 def trace(run: Runner, unconstrained: Callable[[torch.Size], Tensor]) -> list[Message]:
@@ -36,16 +42,8 @@ def trace(run: Runner, unconstrained: Callable[[torch.Size], Tensor]) -> list[Me
     """
     messages: list[Message] = []
 
-    try:
+    with answering("at a feasible draw", RUN_IT):
         run(lambda msg: _feasible(msg, unconstrained), lambda msg: _record(messages, msg))
-    except ProgramError:
-        raise
-    except Exception as error:
-        raise ProgramError(
-            f"the program failed at a feasible draw with {type(error).__name__}: {error}\n  "
-            "Expected a program that declares one draw and runs with the arguments given to "
-            "EnergyModel(program, ...): try it alone under pyro.poutine.trace."
-        ) from error
     if all(msg["is_observed"] for msg in messages):
         raise ProgramError(
             f"the program has no latent site (got {len(messages)} observed sites and factors); "
@@ -64,7 +62,7 @@ def _record(messages: list[Message], msg: Message) -> None:
             f"site {msg['name']!r} is declared twice; expected one site per name.\n  Most "
             "likely a loop reuses the name: number the names, f'x_{i}'."
         )
-    if _is_factor(msg):
+    if is_factor(msg):
         _check_factor_shape(msg)
     log_term(msg)
     messages.append(dict(msg))
@@ -186,8 +184,8 @@ def check_structure(probes: list[list[Message]]) -> None:
                 "branch on a sampled value: use torch.where or a mixture."
             )
         for one, other in zip(first, probe, strict=True):
-            if _is_factor(one) or one["is_observed"]:
-                continue
+            if one["is_observed"]:
+                continue  # what cuts off an observation is a wall of its log density
             supports = [support_of(msg["fn"]) for msg in (one, other)]
             if not same_support(*supports):
                 raise moving_support(one["name"], describe(supports[0]))
@@ -195,13 +193,9 @@ def check_structure(probes: list[list[Message]]) -> None:
 
 def _shapes(messages: list[Message]) -> dict[str, tuple[int, ...]]:
     return {
-        msg["name"]: tuple(msg["value"].shape[:-1] if _is_factor(msg) else msg["value"].shape)
+        msg["name"]: tuple(msg["value"].shape[:-1] if is_factor(msg) else msg["value"].shape)
         for msg in messages
     }
-
-
-def _is_factor(msg: Message) -> bool:
-    return isinstance(msg["fn"], Unit)
 
 
 def moving_support(name: str, support: str) -> ProgramError:

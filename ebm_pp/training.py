@@ -28,9 +28,9 @@ from ebm_pp.generator import Generator
 from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
-from ebm_pp.program import trainable
 from ebm_pp.rows import columns_as_html, shown
 from ebm_pp.stored import Data, at_most, representative
+from ebm_pp.surroundings import trainable
 
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
 # Problems of `diagnose` that are the energy's, not the generator's.
@@ -248,7 +248,10 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                     break
             if r < config.rounds - 1:
                 info["generator_loss"] = generator_steps(game, pool, target, steps, r)
-    except (FloatingPointError, torch.linalg.LinAlgError) as error:
+    except (FloatingPointError, torch.linalg.LinAlgError, ProgramError) as error:
+        told = isinstance(error, ProgramError)
+        if told and not isinstance(error.__cause__, FloatingPointError | torch.linalg.LinAlgError):
+            raise
         status, detail = Status.NON_FINITE, f"round {r}: {error}"
     except KeyboardInterrupt:
         status, detail = Status.INTERRUPTED, f"round {r}" if r >= 0 else "in the warm start"
