@@ -297,6 +297,8 @@ def _inside(support: constraints.Constraint, value: Tensor) -> Tensor:
         # A sum of K rounded parts is off by about K units of rounding.
         slack = 1e-6 + value.shape[-1] * torch.finfo(value.dtype).eps
         good = (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() <= slack)
+    elif type(plain(support)) is type(constraints.positive_definite):
+        good = support.check(value) & (torch.linalg.cholesky_ex(value).info == 0)
     else:
         good = support.check(value)
     return good.reshape(len(value), -1).all(-1)

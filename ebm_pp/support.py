@@ -95,6 +95,14 @@ class LowerCholesky(Transform):
         return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
 
 
+class Root(CholeskyTransform):
+    """Pyro's Cholesky factor; nan instead of an error where rounding has left none."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        root, failed = torch.linalg.cholesky_ex(x)
+        return torch.where(failed[..., None, None] > 0, math.nan, root)
+
+
 def _side(numbers: int) -> int:
     return (math.isqrt(8 * numbers + 1) - 1) // 2
 
@@ -117,7 +125,7 @@ def bijection(support: constraints.Constraint) -> Transform:
     if type(support) is type(constraints.lower_cholesky):
         return LowerCholesky()
     if type(support) is type(constraints.positive_definite):
-        return ComposeTransform([LowerCholesky(), CholeskyTransform().inv])
+        return ComposeTransform([LowerCholesky(), Root().inv])
     return biject_to(support)
 
 
