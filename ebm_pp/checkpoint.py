@@ -14,6 +14,7 @@ from torch import nn
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import CheckpointError
+from ebm_pp.findings import Finding
 from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.policy import NeuralPolicy, PolicyGenerator
 from ebm_pp.soft_value import SoftValue
@@ -46,6 +47,7 @@ def save(fit: Fit, path: str | Path) -> None:
         "n_train": fit.n_train,
         "best_round": fit.best_round,
         "detail": fit.detail,
+        "findings": [dataclasses.asdict(finding) for finding in fit.findings],
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
@@ -105,6 +107,7 @@ def load(
         content["n_train"],
         content["best_round"],
         content["detail"],
+        tuple(Finding(**finding) for finding in content.get("findings", [])),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
+from ebm_pp.findings import Finding, look_at
 from ebm_pp.moments import (
     Gap,
     compare_moments,
@@ -112,6 +113,7 @@ class Evidence:
         law: of trajectories, which one the weights are about; empty for other programs.
         own: whether moments are compared with the policy's own draws instead of weighted ones:
             weights of whole trajectories are unusable, though every single step is fine.
+        findings: what is wrong with rows themselves, each with whose rows these are.
     """
 
     n: int
@@ -127,6 +129,7 @@ class Evidence:
     steps: StepWeights | None = None
     law: str = ""
     own: bool = False
+    findings: tuple[tuple[str, Finding], ...] = ()
 
 
 @torch.no_grad()
@@ -175,6 +178,18 @@ def measure(
         leak=leak,
         behind_barrier=behind_barrier(model, some, z) if len(some) else math.nan,
         data=at_data,
+    )
+
+
+def findings_of(
+    fit: Diagnosable, data: Mapping[str, Any] | None
+) -> tuple[tuple[str, Finding], ...]:
+    """What is wrong with the rows a fit was trained on, and with the rows given."""
+    trained = getattr(fit, "findings", ())  # a stand-in for a fit need not have any
+    given = () if data is None else look_at(fit.model, fit.model.stored(data))
+    return (
+        *(("training rows", finding) for finding in trained),
+        *(("these rows", finding) for finding in given),
     )
 
 

@@ -348,8 +348,9 @@ def log_prob(fit: Fitted, x: Sites, n: int = 4000, *, seed: int | None = None) -
         DataError: the rows do not fit the program.
         ProgramError: the density or log q of a draw is not a number.
     """
+    rows = {name: value[:] for name, value in fit.model.stored(x).items()}
     estimate = log_partition(fit, n, seed=seed)
-    return LogProb(log_density_of(fit.model, fit.model.check(x)) - estimate.value, estimate)
+    return LogProb(log_density_of(fit.model, rows) - estimate.value, estimate)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import html
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ebm_pp.best import Best
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError, ProgramError
+from ebm_pp.findings import Finding, blamed, look_at, warn
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
 from ebm_pp.pareto import threshold
@@ -72,6 +73,7 @@ class Fit:
         n_train: rows of training data; 0 for a given density.
         best_round: the round whose parameters these are (-1: none was diagnosed).
         detail: where it ended, e.g. the step whose loss was not finite.
+        findings: what is wrong with the training rows themselves (`findings.py`).
     """
 
     model: EnergyModel
@@ -83,6 +85,7 @@ class Fit:
     n_train: int = 0
     best_round: int = -1
     detail: str = ""
+    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         lines = [f"{self.status.value} {self.detail}".strip()]
@@ -131,11 +134,13 @@ def fit(
         callback: called as `callback(round, info)` after every diagnosis.
 
     Returns:
-        The fit with the best parameters so far. A run that failed says so in `status`.
+        The fit with the best parameters so far. A run that failed says so in `status`. What is
+        wrong with the rows is in `findings`; a `UserWarning` names what makes a fit meaningless.
 
     Raises:
         ProgramError: data are given but the program has no parameters to train.
-        DataError: data or held-out rows do not fit the program, or fewer rows than a batch.
+        DataError: data or held-out rows do not fit the program, or fewer rows than a batch; or
+            no generator can follow a column.
         GeneratorError: the generator's draws and `log_prob` disagree, or its loss can't be used.
     """
     if not isinstance(model, EnergyModel):
@@ -150,10 +155,12 @@ def fit(
                 model.layout.horizon, opaque=model.layout.dynamics.opaque
             )
     rows, some_held_out = _checked(model, data, held_out, config)
+    findings = () if rows is None else look_at(model, rows)
     bar = tqdm(total=config.rounds, desc="fit", unit="round", disable=not config.progress)
     with torch.random.fork_rng(), _without_denormals(), bar:
         torch.manual_seed(config.seed)
-        game = start(model, rows, some_held_out, generator, config)
+        with blamed(findings):
+            game = start(model, rows, some_held_out, generator, config)
 
         def report(info: dict[str, Any]) -> None:
             bar.update(info["round"] + 1 - bar.n)
@@ -161,7 +168,8 @@ def fit(
             if callback is not None:
                 callback(info["round"], info)
 
-        return _rounds(game, some_held_out, report)
+        warn(findings)
+        return replace(_rounds(game, some_held_out, report), findings=findings)
 
 
 @contextmanager
