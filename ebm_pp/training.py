@@ -293,6 +293,9 @@ def _judged(result: Fit, data: Data | None) -> Fit:
     By `diagnose` on the rows of a pool and on fresh draws, which did not choose the round; of
     trajectories, whose draws may cost a simulator, by the round's own.
     """
+    if not result.returned:
+        told = "No round's held-out log-likelihood or log Z was a number."
+        return replace(result, status=Status.LAGGING, detail=told)
     (info,) = result.returned
     many = f"{info['rejected']:.2%} of the draws had no density: rejected, weight zero."
     words = [many] if info["rejected"] > REJECTED else []
