@@ -9,19 +9,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pyro.distributions import (
-    ExpandedDistribution,
-    MaskedDistribution,
-    SineBivariateVonMises,
-    SineSkewed,
-)
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import (
     Distribution,
     Independent,
     MixtureSameFamily,
-    VonMises,
     biject_to,
     constraints,
 )
@@ -32,24 +26,29 @@ from ebm_pp.errors import ProgramError
 TURN = 2 * math.pi
 
 
-class _Circular(constraints.Constraint):
-    """The real line modulo a period: every finite number is an angle."""
+class Circular(constraints.Constraint):
+    """The real line modulo a period: every finite number is an angle.
 
-    def __init__(self, period: float = TURN) -> None:
+    Args:
+        period: what a turn is; a tensor if it is learned, which `trace` refuses.
+    """
+
+    def __init__(self, period: float | Tensor = TURN) -> None:
         super().__init__()
         self.period = period
 
     def check(self, value: Tensor) -> Tensor:
+        """Whether each number is finite."""
         return torch.isfinite(value)
 
     def __repr__(self) -> str:
         return "circular" if self.period == TURN else f"circular(period={self.period:g})"
 
 
-circular = _Circular()
+circular = Circular()
 
 
-@biject_to.register(_Circular)
+@biject_to.register(Circular)
 def _circular_bijection(constraint: constraints.Constraint) -> Transform:
     return identity_transform
 
@@ -91,7 +90,7 @@ class Circle(TorchDistribution):
     @property
     def support(self) -> constraints.Constraint:
         """Every real number, modulo the period."""
-        return circular if self.period == TURN else _Circular(self.period)
+        return circular if self.period == TURN else Circular(self.period)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Circle":
         """The same distribution over a larger `batch_shape`."""
@@ -157,8 +156,3 @@ def layers(fn: Distribution) -> list[Distribution]:
 def innermost(fn: Distribution) -> Distribution:
     """The distribution inside `to_event`, `expand`, `mask` and a mixture."""
     return layers(fn)[-1]
-
-
-def is_circular(fn: Distribution) -> bool:
-    """Whether every coordinate of a site with this distribution is an angle."""
-    return isinstance(innermost(fn), Circle | VonMises | SineBivariateVonMises | SineSkewed)

@@ -26,6 +26,7 @@ from ebm_pp.support import describe, plain
 from ebm_pp.trajectory import Layout
 from ebm_pp.units import check_unit
 
+MATRICES = (type(constraints.positive_definite), type(constraints.corr_matrix))
 SHOWN = 5  # row numbers in a message
 FAULTS = {  # what is wrong with rows: what to do
     "are NaN or infinite": "Most likely missing measurements (NaN, None, NA, masked): drop "
@@ -297,7 +298,7 @@ def _inside(support: constraints.Constraint, value: Tensor) -> Tensor:
         # A sum of K rounded parts is off by about K units of rounding.
         slack = 1e-6 + value.shape[-1] * torch.finfo(value.dtype).eps
         good = (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() <= slack)
-    elif type(plain(support)) is type(constraints.positive_definite):
+    elif type(plain(support)) in MATRICES:
         good = support.check(value) & (torch.linalg.cholesky_ex(value).info == 0)
     else:
         good = support.check(value)

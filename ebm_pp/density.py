@@ -328,13 +328,18 @@ class EnergyModel(nn.Module):
                 )
         with evaluating(n):
             return draws_inside(
-                lambda m: draw_base(self._run, self._compiled, m), self._has_coordinates,
+                lambda m: draw_base(self._run, self._compiled, m), self._usable,
                 self.sites, n,
             )  # fmt: skip
 
-    def _has_coordinates(self, x: Sites) -> Bool[Tensor, "n"]:
-        """Whether each draw is inside its supports and so are its unconstrained coordinates."""
-        return self.inside(x) & self.unconstrain(x)[0].isfinite().all(1)
+    def _usable(self, x: Sites) -> Bool[Tensor, "n"]:
+        """Whether each draw is inside its supports, and its coordinates and density are finite."""
+        good = self.inside(x) & self.unconstrain(x)[0].isfinite().all(1)
+        rows = good.nonzero()[:, 0]
+        if len(rows):
+            log_base = self.log_base({name: value[rows] for name, value in x.items()})
+            good[rows] &= log_base.isfinite()
+        return good
 
     def as_rows(self, x: Rows) -> Sites:
         """Rows of any container in the model's dtype and device, not checked (`data.as_rows`)."""

@@ -7,24 +7,20 @@ that stays exact where the last parts are small.
 """
 
 import math
-from typing import Any
 
 import torch
-from pyro.distributions import TransformedDistribution as PyroTransformed
-from pyro.distributions.transforms import CholeskyTransform
+from pyro.distributions import constraints as pyro_constraints
+from pyro.distributions.transforms import CorrMatrixCholeskyTransform
 from torch import Tensor
-from torch.distributions import (
-    Distribution,
-    TransformedDistribution,
-    biject_to,
-    constraints,
-    transforms,
-)
+from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import MixtureSameFamilyConstraint
-from torch.distributions.transforms import ComposeTransform, StickBreakingTransform, Transform
+from torch.distributions.transforms import (
+    ComposeTransform,
+    CorrCholeskyTransform,
+    StickBreakingTransform,
+    Transform,
+)
 from torch.nn.functional import logsigmoid, pad
-
-from ebm_pp.circle import innermost
 
 
 class StickBreaking(StickBreakingTransform):
@@ -59,7 +55,7 @@ class LowerCholesky(Transform):
     """A vector of D (D + 1) / 2 numbers to a D x D lower triangle with positive diagonal."""
 
     domain = constraints.real_vector
-    codomain = constraints.lower_cholesky
+    codomain: constraints.Constraint = constraints.lower_cholesky
     bijective = True
 
     def __eq__(self, other: object) -> bool:
@@ -82,8 +78,8 @@ class LowerCholesky(Transform):
         return triangle[..., rows, columns]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Sum of the log diagonal, per matrix."""
-        return y.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        """Sum of the log diagonal, per matrix; of `x`, which neither overflows nor vanishes."""
+        return _log_diagonal(x).sum(-1)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         """The shape of the matrix for a vector's shape."""
@@ -95,12 +91,53 @@ class LowerCholesky(Transform):
         return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
 
 
-class Root(CholeskyTransform):
-    """Pyro's Cholesky factor; nan instead of an error where rounding has left none."""
+class PositiveDefinite(LowerCholesky):
+    """The same vector to the matrix whose Cholesky factor it is; from one without, to nan."""
+
+    codomain: constraints.Constraint = constraints.positive_definite
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PositiveDefinite)
+
+    __hash__ = Transform.__hash__
 
     def _call(self, x: Tensor) -> Tensor:
-        root, failed = torch.linalg.cholesky_ex(x)
-        return torch.where(failed[..., None, None] > 0, math.nan, root)
+        root = super()._call(x)
+        return root @ root.mT
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return super()._inverse(root_of(y))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """D log 2 + sum over i = 1..D of (D - i + 2) log L_ii: Muirhead (1982), theorem 2.1.9."""
+        log_diagonal = _log_diagonal(x)
+        size = log_diagonal.shape[-1]
+        times = torch.arange(size + 1, 1, -1, device=x.device).to(x)
+        return size * math.log(2) + (times * log_diagonal).sum(-1)
+
+
+class CorrelationMatrix(ComposeTransform):
+    """Pyro's bijection; nan instead of an error where rounding has left no Cholesky factor."""
+
+    def __init__(self) -> None:
+        super().__init__([CorrCholeskyTransform(), _RootOfCorrelation().inv])
+
+
+class _RootOfCorrelation(CorrMatrixCholeskyTransform):
+    def _call(self, x: Tensor) -> Tensor:
+        return root_of(x)
+
+
+def root_of(matrix: Tensor) -> Tensor:
+    """The Cholesky factor; nan where rounding has left none."""
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.where(failed[..., None, None] > 0, math.nan, root)
+
+
+def _log_diagonal(x: Tensor) -> Tensor:
+    """Where a vector of `LowerCholesky` holds the log diagonal: after 1, 2, ... more numbers."""
+    size = _side(x.shape[-1])
+    return x[..., torch.arange(1, size + 1, device=x.device).cumsum(0) - 1]
 
 
 def _side(numbers: int) -> int:
@@ -125,85 +162,10 @@ def bijection(support: constraints.Constraint) -> Transform:
     if type(support) is type(constraints.lower_cholesky):
         return LowerCholesky()
     if type(support) is type(constraints.positive_definite):
-        return ComposeTransform([LowerCholesky(), Root().inv])
+        return PositiveDefinite()
+    if type(support) is type(pyro_constraints.corr_matrix):
+        return CorrelationMatrix()
     return biject_to(support)
-
-
-def support_of(fn: Distribution) -> Any:  # noqa: ANN401 - torch calls a constraint optional
-    """The true support of a distribution.
-
-    torch gives a base behind transforms the codomain of the last of them: all of the real line for
-    `3 - Exponential(1)`. Where all maps are monotone in single numbers, the ends of the base's
-    support go through them instead. A distribution that declares its own support is believed.
-
-    Args:
-        fn: of a site; `to_event`, `expand`, `mask` and mixtures are looked through.
-    """
-    inner = innermost(fn)
-    declared = type(inner).support
-    if not isinstance(inner, TransformedDistribution) or declared not in UNDECLARED:
-        return fn.support
-    ends = _ends(support_of(inner.base_dist))
-    if ends is None or not all(_monotone(part) for part in inner.transforms):
-        return fn.support
-    for part in inner.transforms:
-        ends = [_through(part, end) for end in ends]
-    low, high = torch.minimum(*ends), torch.maximum(*ends)
-    if bool(low.isinf().all()) and bool(high.isinf().all()):
-        return constraints.real
-    if bool(high.isinf().all()):
-        return constraints.greater_than(low)
-    if bool(low.isinf().all()):
-        return constraints.less_than(high)
-    return constraints.interval(low, high)
-
-
-UNDECLARED = (TransformedDistribution.support, PyroTransformed.support)
-MONOTONE = (
-    transforms.AffineTransform, transforms.ExpTransform, transforms.SigmoidTransform,
-    transforms.TanhTransform, transforms.SoftplusTransform, transforms.PowerTransform,
-    transforms.CumulativeDistributionTransform,
-)  # fmt: skip
-
-
-def _ends(support: constraints.Constraint) -> list[Tensor] | None:
-    """The lower and upper end of a support on the line; None of another."""
-    support = plain(support)
-    if isinstance(support, type(constraints.real)):
-        ends = [-math.inf, math.inf]
-    elif hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
-        bounds = (("lower_bound", -math.inf), ("upper_bound", math.inf))
-        ends = [getattr(support, name, open_end) for name, open_end in bounds]
-    else:
-        return None
-    low, high = torch.broadcast_tensors(
-        *(torch.as_tensor(end, dtype=torch.get_default_dtype()) for end in ends)
-    )
-    return [low, high]
-
-
-def _monotone(transform: Transform) -> bool:
-    if isinstance(transform, ComposeTransform):
-        return all(_monotone(part) for part in transform.parts)
-    if isinstance(transform, transforms._InverseTransform):
-        return _monotone(transform.inv)
-    domain: Any = transform.domain
-    return isinstance(transform, MONOTONE) and domain.event_dim == 0
-
-
-def _through(transform: Transform, end: Tensor) -> Tensor:
-    """The image of an end, without torch's clamping of 0 and 1."""
-    if isinstance(transform, ComposeTransform):
-        for part in transform.parts:
-            end = _through(part, end)
-        return end
-    if isinstance(transform, transforms.SigmoidTransform):
-        return torch.sigmoid(end)
-    if isinstance(transform, transforms._InverseTransform) and isinstance(
-        transform.inv, transforms.SigmoidTransform
-    ):
-        return torch.logit(end)
-    return transform(end)
 
 
 def plain(support: constraints.Constraint) -> constraints.Constraint:

@@ -3,7 +3,6 @@
 These are the checks that need no number: names, shapes, supports, plates.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -14,13 +13,15 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import Transform
 
-from ebm_pp.circle import Circle, circular, from_radians, innermost, is_circular, layers
+from ebm_pp.circle import Circular, from_radians, innermost, layers
 from ebm_pp.dynamics import TrajectorySite
 from ebm_pp.errors import ProgramError
 from ebm_pp.program import Message, Runner, Site, is_factor, is_plate, log_term
-from ebm_pp.support import bijection, bounds_of, describe, same_support, support_of
+from ebm_pp.support import bijection, bounds_of, describe, same_support
 from ebm_pp.surroundings import answering
+from ebm_pp.true_support import holds, support_of
 
+SURE = 2.5  # unconstrained coordinates up to this are well inside a support
 RUN_IT = (
     "Expected a program that declares one draw and runs with the arguments given to "
     "EnergyModel(program, ...): try it alone under pyro.poutine.trace."
@@ -79,21 +80,20 @@ def _feasible(msg: Message, unconstrained: Callable[[torch.Size], Tensor]) -> Te
     if isinstance(fn, TrajectorySite):
         return fn.feasible(unconstrained)
     _check_latent(msg["name"], fn)
-    support = support_of(fn)
-    if any(bound.requires_grad for bound in bounds_of(support)):
-        raise ProgramError(
-            f"site {msg['name']!r}: the support {describe(support)} depends on a parameter; "
-            "expected fixed bounds.\n  Sample on a fixed support, for instance the unit "
-            "interval, and rescale with pyro.deterministic."
-        )
-    if is_circular(fn):
-        return from_radians(1.5 * unconstrained(fn.shape()), _period(fn))
+    support = _fixed_support(msg["name"], fn)
+    if isinstance(support, Circular):
+        return from_radians(1.5 * unconstrained(fn.shape()), float(support.period))
     transform = _bijection(msg["name"], support)
-    return transform(unconstrained(transform.inverse_shape(fn.shape()))).expand(fn.shape())
-
-
-def _period(fn: Distribution) -> float:
-    return float(getattr(innermost(fn), "period", 2 * math.pi))
+    z = unconstrained(transform.inverse_shape(fn.shape()))
+    value = transform(z).expand(fn.shape())
+    if bool((z.abs() <= SURE).all()) and not holds(fn, value, msg["name"]):
+        raise ProgramError(
+            f"site {msg['name']!r}: its transforms declare the support {describe(support)}, but "
+            "what they make of the base is only a part of it; expected a density on all of the "
+            "support.\n  Most likely they mix the numbers of a bounded base, or bound each in its "
+            "own way: sample the base, and transform its value with pyro.deterministic."
+        )
+    return value
 
 
 def _check_latent(name: str, fn: object) -> None:
@@ -103,13 +103,23 @@ def _check_latent(name: str, fn: object) -> None:
             "from pyro.distributions.\n  Most likely a plain function or a torch distribution: "
             "use the class of the same name in pyro.distributions."
         )
-    support = fn.support
+
+
+def _fixed_support(name: str, fn: Distribution) -> constraints.Constraint:
+    support = support_of(fn, name)
     if support is not None and support.is_discrete:
         raise ProgramError(
             f"site {name!r}: {type(innermost(fn)).__name__} has the discrete support "
             f"{describe(support)}; expected a continuous one.\n  A flow has a density and "
             "reaches no single point: sum the site out inside a factor, or observe it."
         )
+    if any(bound.requires_grad for bound in bounds_of(support)):
+        raise ProgramError(
+            f"site {name!r}: the support {describe(support)} depends on a parameter; "
+            "expected fixed bounds.\n  Sample on a fixed support, for instance the unit "
+            "interval, and rescale with pyro.deterministic."
+        )
+    return support
 
 
 def _bijection(name: str, support: constraints.Constraint) -> Transform:
@@ -186,7 +196,7 @@ def check_structure(probes: list[list[Message]]) -> None:
         for one, other in zip(first, probe, strict=True):
             if one["is_observed"]:
                 continue  # what cuts off an observation is a wall of its log density
-            supports = [support_of(msg["fn"]) for msg in (one, other)]
+            supports = [support_of(msg["fn"], msg["name"]) for msg in (one, other)]
             if not same_support(*supports):
                 raise moving_support(one["name"], describe(supports[0]))
 
@@ -220,11 +230,7 @@ def read_site(msg: Message) -> Site:
     if isinstance(fn, TrajectorySite):
         dim = msg["value"].numel()
         return Site(msg["name"], shape, fn.support, dim, False, False, fn)
-    around = isinstance(fn, Distribution) and is_circular(fn)
-    support = support_of(fn)
-    if around:
-        inner = innermost(fn)
-        support = inner.support if isinstance(inner, Circle) else circular
+    support = support_of(fn, msg["name"])
     dim = bijection(support).inverse_shape(torch.Size(shape)).numel()
     masks = [layer._mask for layer in layers(fn) if isinstance(layer, MaskedDistribution)]
     proper = (
@@ -232,7 +238,7 @@ def read_site(msg: Message) -> Site:
         and all(_is_one(mask) for mask in [*masks, msg["mask"]])
         and _is_one(msg["scale"])
     )
-    return Site(msg["name"], shape, support, dim, around, proper)
+    return Site(msg["name"], shape, support, dim, isinstance(support, Circular), proper)
 
 
 def _is_one(value: object) -> bool:

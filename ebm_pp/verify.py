@@ -25,6 +25,7 @@ from ebm_pp.checks import (
     check_walls,
     stances,
 )
+from ebm_pp.declared import asked
 from ebm_pp.errors import ProgramError
 from ebm_pp.program import (
     Message,
@@ -38,7 +39,7 @@ from ebm_pp.program import (
     one_draw,
 )
 from ebm_pp.state import check_state
-from ebm_pp.support import bounds_of, support_of
+from ebm_pp.support import bounds_of
 from ebm_pp.surroundings import answering
 from ebm_pp.trace import RUN_IT, check_structure, moving_support, read_site, trace, waves
 
@@ -101,6 +102,8 @@ def compile_program(run: Runner, validated: Runner, model: nn.Module, batching: 
         seen = stances(told, x, own)
         check_finite(x, seen[0].terms, factors, walls=True)
         one_draw(partial(_told, validated), {name: value[0] for name, value in x.items()})
+        with torch.random.fork_rng(devices), answering("when its base was drawn from", RUN_IT):
+            sites = {msg["name"]: asked(msg["fn"], sites[msg["name"]]) for msg in latent}
         check_finite(x, seen[0].terms, sites)
         check_state(told, x, seen, model)
         check_repeatable(told, x, seen)
@@ -219,7 +222,7 @@ def _roots(run: Runner, x: Sites) -> frozenset[str]:
 
     def visit(msg: Message) -> None:
         if msg["name"] in x:
-            seen[msg["name"]] = msg["fn"], bounds_of(support_of(msg["fn"]))
+            seen[msg["name"]] = msg["fn"], bounds_of(msg["fn"].support)
 
     def single(values: Sites) -> Tensor:
         run(lambda msg: values[msg["name"]], visit)

@@ -143,7 +143,7 @@ def test_no_draw_is_on_the_edge(name):
     z, log_jacobian = model.unconstrain(x)
     assert z.isfinite().all()
     assert log_jacobian.isfinite().all()
-    assert model.log_base(x).isfinite().float().mean() > 0.98  # of what is left pools reject it
+    assert model.log_base(x).isfinite().all()
     with torch.random.fork_rng():
         torch.set_flush_denormal(True)
         assert model.inside(x).all()
@@ -169,5 +169,5 @@ def test_draws_outside_the_declared_support_are_named():
         x = pyro.sample("x", Elsewhere(torch.ones(2)).to_event(1))
         pyro.factor("f", -x.sum())
 
-    with pytest.raises(ProgramError, match="draws outside the support it declares"):
-        EnergyModel(program).sample_base(100)
+    with pytest.raises(ProgramError, match="draws of Elsewhere are outside the support it"):
+        EnergyModel(program)
