@@ -147,8 +147,8 @@ def beyond_gap(y: Float[np.ndarray, " n"], scale: float) -> Far | None:
     at = gaps[-1]
     return Far(
         order[: m[at]],
-        top[m[at] - 1] / scale,
-        top[m[at]] / scale,
+        float(top[m[at] - 1] / scale),
+        float(top[m[at]] / scale),
         float(chance[at]),
         bool(m[at] > 1 and copies >= m[at]),
     )
