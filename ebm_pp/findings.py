@@ -101,7 +101,7 @@ def _precision(columns: Sequence[Column]) -> Iterator[Finding]:
         if column.free is not None:
             spreads.append((column.free, float(np.median(np.abs(column.free)))))
         for values, offset in spreads:
-            scale = centre_and_scale(values[:, None])[1, 0]
+            scale = float(centre_and_scale(values[:, None])[1, 0])
             step = torch.finfo(column.dtype).eps * offset
             if scale < FINE * step:
                 yield _imprecise(column, values, offset, scale, fatal=scale < STEPS * step)
@@ -196,8 +196,9 @@ def _tied(column: Column, found: Ties, n: int, *, fatal: bool) -> Finding:
         shown = ", ".join(f"one in {share:.1%}" for _, share in found.atoms or found.common)
     if found.atoms:
         advice = (
-            "A density can rise without bound at one value, so log-likelihoods mean nothing: model "
-            "the rows that have it apart, or drop them; if it stands for a range, draw them from that range at random."
+            "A density can rise without bound at one value, so log-likelihoods mean nothing: "
+            "model the rows that have it apart, or drop them; if it stands for a range, draw them "
+            "from that range at random."
         )
     else:
         advice = (

@@ -55,7 +55,7 @@ def ties(values: Float[np.ndarray, " n"], least: float) -> Ties:
     shares = [(float(distinct[at]), float(counts[at] / n)) for at in order[:ATOMS]]
     return Ties(
         len(distinct),
-        agreement(others) * (others.sum() / n) ** 2,
+        agreement(others) * float(others.sum() / n) ** 2,
         shares[: len(stand_out)],
         shares,
         float(np.median(np.diff(distinct))) if len(distinct) > 1 else 0.0,

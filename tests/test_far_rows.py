@@ -47,8 +47,8 @@ def test_chance_of_a_gap_is_the_formula():
 
 @pytest.mark.parametrize("index", [0.5, 1.0, 2.0, 4.0])
 def test_chance_is_right_for_honest_tails_of_a_power(index):
-    """A gap is seen as often as said: at m = 1, 2, ... DOUBTFUL / m^2, so 1.64 DOUBTFUL at most."""
-    random, reps = np.random.default_rng(int(10 * index)), 3000
+    """A gap is seen as often as said: for m rows DOUBTFUL / m^2, 1.64 DOUBTFUL in all."""
+    random, reps = np.random.default_rng(int(10 * index)), 1500
     found = [beyond_gap(random.pareto(index, 300) + 1, 1.0) for _ in range(reps)]
     rate = np.mean([far is not None for far in found])
     limit = math.pi**2 / 6 * DOUBTFUL
@@ -58,7 +58,7 @@ def test_chance_is_right_for_honest_tails_of_a_power(index):
     assert np.mean([far is not None and far.certain for far in found]) < 2e-3 > CERTAIN
 
 
-@pytest.mark.parametrize("value", [15.0, -15.0, 1e3, -1e9])
+@pytest.mark.parametrize("value", [25.0, -25.0, 1e3, -1e9])
 def test_a_far_value_is_found_on_either_side(value):
     y = column()
     y[123] = value
