@@ -1,11 +1,13 @@
 """`ebm-pp fit | sample | diagnose | report | compare`: a program and a file in, a fit out."""
 
 import argparse
+import dataclasses
 import importlib
 import inspect
 import json
 import math
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,7 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
 from ebm_pp.evidence import Labels
+from ebm_pp.findings import look_at
 from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import n_rows, pick
@@ -179,18 +182,24 @@ def _fit(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)  # of the networks' initial weights
     model = EnergyModel(find_program(options.program))
     data = model.check(read_rows(options.data, model))
+    numbers = torch.arange(n_rows(data))
     if options.held_out is None:
         shuffled = torch.randperm(
             n_rows(data), generator=torch.Generator().manual_seed(options.seed)
         )
         fifth = n_rows(data) // 5
         held_out, data = pick(data, shuffled[:fifth]), pick(data, shuffled[fifth:])
+        numbers = shuffled[fifth:]
     else:
         held_out = model.check(read_rows(options.held_out, model))
     chosen = {k: v for k in ("rounds", "batch") if (v := getattr(options, k)) is not None}
     progress = not options.quiet and sys.stderr.isatty()
     config = FitConfig(seed=options.seed, progress=progress, **chosen)
-    result = fit(model, data, config=config, held_out=held_out)
+    with warnings.catch_warnings():
+        # `check` has said it, by the numbers of the file's rows; those of the split are of no use.
+        warnings.filterwarnings("ignore", message="the data:")
+        result = fit(model, data, config=config, held_out=held_out)
+    result = dataclasses.replace(result, findings=look_at(model, data, numbers))
     report = write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
     return _tell(result, report, options)
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from ebm_pp.errors import DataError, GeneratorError
 from ebm_pp.far_findings import find_far
@@ -48,13 +49,16 @@ EXPLAINING = ("constant_column", "precision", "far_rows")  # why a generator can
 
 
 @torch.no_grad()
-def look_at(model: Declared, rows: Data) -> tuple[Finding, ...]:
+def look_at(
+    model: Declared, rows: Data, numbers: Int[Tensor, " n"] | None = None
+) -> tuple[Finding, ...]:
     """Everything that is wrong with rows, what makes a fit meaningless first.
 
     Args:
         model: its sites say which columns are angles, bounded, or parts of a whole.
         rows: as `EnergyModel.stored` or `check` give them; of more than 100,000 so many are
             taken, spread over all. Fewer than 20 are not judged.
+        numbers: of the rows, as they are called in texts; 0, 1, 2, ... by default.
 
     Returns:
         The findings; none for trajectories.
@@ -63,14 +67,14 @@ def look_at(model: Declared, rows: Data) -> tuple[Finding, ...]:
     if model.layout is not None or n < LEAST:
         return ()
     at = some_rows(n, MOST_ROWS, torch.Generator().manual_seed(0))
-    numbers = torch.arange(n)[at].numpy()
+    called = (torch.arange(n) if numbers is None else numbers.cpu())[at].numpy()
     x = {name: as_given(value)[at].double() for name, value in rows.items()}
     columns = columns_of(model, x, rows)
     constant = [column for column in columns if np.ptp(column.given) == 0]
     moving = [column for column in columns if np.ptp(column.given) > 0]
     if not moving:
         return tuple(_shortened([*map(_constant, constant)]))
-    far, away = find_far(moving, numbers, x)
+    far, away = find_far(moving, called, x)
     near = [column._replace(given=column.given[~away]) for column in moving]
     found = [
         *map(_constant, constant),

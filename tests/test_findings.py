@@ -14,6 +14,7 @@ from closed_form import Exact, exact, normal
 from pyro.distributions import constraints
 
 import ebm_pp
+from ebm_pp import cli
 from ebm_pp.circle import Circle
 from ebm_pp.density import EnergyModel
 from ebm_pp.diagnostics import diagnose
@@ -498,3 +499,37 @@ def test_trajectories_are_not_judged():
     model = EnergyModel(lq.LinearQuadratic(world))
     x = lq.draws(world, lq.solve(world), 30, seed=0)
     assert look_at(model, model.stored(x)) == ()
+
+
+PROGRAM = """
+import pyro, pyro.distributions as dist, torch
+from torch import nn
+
+class Quadratic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self):
+        x = pyro.sample("x", dist.Normal(0.0, 3.0))
+        pyro.factor("f", -self.weight * x ** 2)
+"""
+
+
+def test_the_command_line_counts_rows_as_the_file_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mistyped_program.py").write_text(PROGRAM)
+    for row in (17, 18, 19):  # of three, one is in the training part with probability .992
+        np.savez("rows.npz", x=with_value(Z[:400], [row], 1e4)[:, 0].numpy())
+        with pytest.warns(UserWarning, match=f"row {row} has x = 10000") as caught:
+            words = "fit mistyped_program.py:Quadratic --data rows.npz --out run --rounds 1"
+            cli.main([*words.split(), "--batch", "32", "--quiet"])
+        assert len([w for w in caught if "the data:" in str(w.message)]) == 1
+        trained = ebm_pp.load("run/fit.pt", Quadratic(0.0, 1.0)).findings
+        if trained:
+            break
+    assert trained[0].rows == (row,)
+    assert (
+        f"training rows, site 'x': row {row} has x = 10000"
+        in (tmp_path / "run" / "report.txt").read_text()
+    )
