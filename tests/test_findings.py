@@ -521,8 +521,8 @@ def test_the_command_line_counts_rows_as_the_file_does(tmp_path, monkeypatch, ca
     (tmp_path / "mistyped_program.py").write_text(PROGRAM)
     for row in (17, 18, 19):  # of three, one is in the training part with probability .992
         np.savez("rows.npz", x=with_value(Z[:400], [row], 1e4)[:, 0].numpy())
+        words = "fit mistyped_program.py:Quadratic --data rows.npz --out run --rounds 1"
         with pytest.warns(UserWarning, match=f"row {row} has x = 10000") as caught:
-            words = "fit mistyped_program.py:Quadratic --data rows.npz --out run --rounds 1"
             cli.main([*words.split(), "--batch", "32", "--quiet"])
         assert len([w for w in caught if "the data:" in str(w.message)]) == 1
         trained = ebm_pp.load("run/fit.pt", Quadratic(0.0, 1.0)).findings
