@@ -1,12 +1,14 @@
 """`ebm-pp fit | sample | diagnose | report | compare`: a program and a file in, a fit out."""
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from ebm_pp.errors import (
     ProgramError,
 )
 from ebm_pp.files import find_program, read_rows, write_arrays, write_rows
+from ebm_pp.findings import look_at
 from ebm_pp.labels import Labels
 from ebm_pp.names import unused
 from ebm_pp.partition import log_partition_from_weights
@@ -254,6 +257,7 @@ def _fit(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)  # of the networks' initial weights
     model = EnergyModel(find_program(options.program))
     data = model.check(read_rows(options.data, model))
+    numbers = torch.arange(n_rows(data))
     if options.held_out is None:
         shuffled = torch.randperm(
             n_rows(data), generator=torch.Generator().manual_seed(options.seed)
@@ -265,9 +269,14 @@ def _fit(options: argparse.Namespace) -> int:
                 "is held out.\n  Give more rows, or rows to judge by: --held-out FILE."
             )
         held_out, data = pick(data, shuffled[:fifth]), pick(data, shuffled[fifth:])
+        numbers = shuffled[fifth:]
     else:
         held_out = model.check(read_rows(options.held_out, model))
-    result = fit(model, data, config=config, held_out=held_out)
+    with warnings.catch_warnings():
+        # `check` has said it, by the numbers of the file's rows; those of the split are of no use.
+        warnings.filterwarnings("ignore", message="the data:")
+        result = fit(model, data, config=config, held_out=held_out)
+    result = dataclasses.replace(result, findings=look_at(model, data, numbers))
     report = write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
     return _tell(result, report, options)
 

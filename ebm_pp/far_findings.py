@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from ebm_pp.far_rows import (
     LEAST,
@@ -30,36 +30,40 @@ def find_far(
 ) -> tuple[list[Finding], Bool[np.ndarray, " n"]]:
     """Rows far from all others, in a column or in several together; and a mask of them."""
     away = np.zeros(len(numbers), bool)
-    found: list[tuple[Far, Column | None]] = []
+    found: list[tuple[Far, str, str]] = []
     for column in columns:
-        both = [column.given] + ([] if column.free is None else [column.free])
-        some = [far for values in both if (far := far_rows(values)) is not None]
-        if some and not column.circular:
-            far = min(some, key=lambda far: (not far.certain, far.chance))
+        far = None if column.circular else _in_column(column)
+        if far is not None:
             away[far.rows] = True
-            found.append((far, column))
-    table, names = table_of(columns), [column.name for column in columns if not column.implied]
+            found.append((far, column.site, _far_text(far, numbers, column)))
+    shown = [column for column in columns if not column.implied]
+    table = table_of(columns)
     near = bulk(table) & ~away
     independent = [r.column for r in relations(table[near], EXACT) if r.left > EXACT]
     if near.sum() < 5 * len(independent) + LEAST:
         independent = []  # too few rows for a covariance
     if len(independent) > 1:
         distance = joint_distances(table, independent, near)
-        joint = beyond_gap(np.where(away, -1.0, distance), float(np.median(distance)))
-        if joint is not None:
-            found.append((joint, None))
-            away[joint.rows] = True
+        far = beyond_gap(np.where(away, -1.0, distance), float(np.median(distance)))
+        if far is not None:
+            away[far.rows] = True
+            most = [shown[j] for j in responsible(table, independent, near, int(far.rows[0]))]
+            found.append((far, most[0].site, _jointly_far_text(far, numbers, most)))
     findings = []
-    for far, of in found:
-        if of is None:
-            most = responsible(table, independent, near, int(far.rows[0]))
-            text = _jointly_far_text(far, numbers, [(names[j], table[:, j]) for j in most])
-            site = next(column.site for column in columns if column.name == names[most[0]])
-        else:
-            text, site = _far_text(far, numbers, of), of.site
+    for far, site, text in found:
+        names = [column.name for column in shown]
         remedy = remedy_of(table, names, independent, near, int(far.rows[0]))
         findings.append(_far_finding(far, site, text, remedy, numbers, x))
     return findings, away
+
+
+def _in_column(column: Column) -> Far | None:
+    """Rows far from the others in the values given, or in the unconstrained coordinate."""
+    some = [far_rows(column.given)]
+    if column.free is not None:
+        some.append(far_rows(column.free))
+    found = [far for far in some if far is not None]
+    return min(found, key=lambda far: (not far.certain, far.chance), default=None)
 
 
 def _far_text(far: Far, numbers: Int[np.ndarray, " n"], column: Column) -> str:
@@ -76,15 +80,14 @@ def _far_text(far: Far, numbers: Int[np.ndarray, " n"], column: Column) -> str:
     )
 
 
-def _jointly_far_text(
-    far: Far, numbers: Int[np.ndarray, " n"], shown: list[tuple[str, Float[np.ndarray, " n"]]]
-) -> str:
-    values = ", ".join(f"{name} = {column[far.rows[0]]:.6g}" for name, column in shown)
+def _jointly_far_text(far: Far, numbers: Int[np.ndarray, " n"], columns: Sequence[Column]) -> str:
+    values = ", ".join(f"{column.name} = {column.given[far.rows[0]]:.6g}" for column in columns)
     first = "" if len(far.rows) == 1 else f" (row {numbers[far.rows[0]]})"
     return (
         f"{_rows(numbers[far.rows])} {'is' if len(far.rows) == 1 else 'are'} unlike all others in "
-        f"{few([name for name, _ in shown])} together: {values}{first}, {far.distance:.3g} times "
-        f"the usual distance from the middle by covariance, the next row {far.next:.3g} times"
+        f"{few([column.name for column in columns])} together: {values}{first}, "
+        f"{far.distance:.3g} times the usual distance from the middle by covariance, the next row "
+        f"{far.next:.3g} times"
     )
 
 
@@ -97,9 +100,9 @@ def _far_finding(
         remedy = f" With {remedy} {'the first' if many else 'it'} would be an ordinary row."
     certain = far.certain or bool(remedy)
     if certain:
-        advice = "Look at " + ("these rows" if many else "this row") + ": a typing error, another "
-        advice += "unit, or a code for a missing value? Correct or drop " + (
-            "them." if many else "it."
+        advice = (
+            f"Look at {'these rows' if many else 'this row'}: a typing error, another unit, or a "
+            f"code for a missing value? Correct or drop {'them' if many else 'it'}."
         )
     else:
         advice = "A heavy tail or a rare mode can do that: check " + ("them." if many else "it.")

@@ -25,9 +25,10 @@ LEAST = 20  # rows: of fewer none can be told from a tail
 WINDOW = (8, 50)  # spacings that tell the tail, at least and at most
 FAR = 8.0  # robust standard deviations: nearer rows do no harm
 GAP = 3.0  # of them between a far row and the next: less is no gap
+FARTHER = 1.5  # times as far as the next row: the far side of another mode is not
 # Chances of a gap in an honest tail: what is an error for sure, and what is worth a look.
 CERTAIN, DOUBTFUL = 1e-4, 1e-2
-FEW = 3  # rows: more that are no copies of one value can be a rare mode, unless VERY_FAR
+FEW = 3  # rows, and 1/100: more that are no copies of one value can be a mode, unless VERY_FAR
 VERY_FAR = 50.0  # robust standard deviations
 RARE, REPEATED = 100, 3  # far are at most 1/100 of the rows, or 1/3 with one value
 NEAREST = 1e-3  # robust standard deviations: nearer the centre distances count as that
@@ -46,6 +47,7 @@ class Far(NamedTuple):
     next: of the farthest row before the gap.
     chance: of such a gap in an honest tail, times m^2 for m rows: many gaps were looked at.
     repeated: whether they all have one value, and are several.
+    n: rows that were looked at.
     """
 
     rows: Int[np.ndarray, " m"]
@@ -53,12 +55,13 @@ class Far(NamedTuple):
     next: float
     chance: float
     repeated: bool
+    n: int
 
     @property
     def certain(self) -> bool:
         """Whether no honest tail, and no rare mode, explains them."""
-        one = len(self.rows) <= FEW or self.repeated or self.distance >= VERY_FAR
-        return one and self.chance <= CERTAIN
+        few = len(self.rows) <= max(1, min(FEW, self.n // RARE))
+        return (few or self.repeated or self.distance >= VERY_FAR) and self.chance <= CERTAIN
 
 
 def centre_and_scale(values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "2 c"]:
@@ -108,6 +111,7 @@ def _together(one: Far, more: Far) -> Far:
         more.next,
         min(one.chance, more.chance),
         one.repeated and more.repeated,
+        one.n,
     )
 
 
@@ -141,16 +145,18 @@ def beyond_gap(y: Float[np.ndarray, " n"], scale: float) -> Far | None:
     spacings = np.maximum(total[m + k] - total[m], k / STEEPEST)
     chance = m**2 * np.exp(-k * np.log1p(scaled[m - 1] / spacings))
     apart = (top[m - 1] >= FAR * scale) & (top[m - 1] - top[m] >= GAP * scale)
+    apart &= top[m - 1] >= FARTHER * top[m]
     gaps = np.flatnonzero(apart & (chance <= DOUBTFUL))
     if not len(gaps):
         return None
     at = gaps[-1]
     return Far(
         order[: m[at]],
-        top[m[at] - 1] / scale,
-        top[m[at]] / scale,
+        float(top[m[at] - 1] / scale),
+        float(top[m[at]] / scale),
         float(chance[at]),
         bool(m[at] > 1 and copies >= m[at]),
+        len(y),
     )
 
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from ebm_pp.errors import DataError, GeneratorError
 from ebm_pp.far_findings import find_far
@@ -29,12 +30,16 @@ __all__ = ["Finding", "look_at"]
 
 # The chance that two rows agree. A Gaussian rounded to a tenth of its standard deviation has .028
 # and is fitted as well as an exact one; rounded to a fifth, .056, a long fit grows spikes.
-COARSE, ROUNDED = 0.04, 0.002
-ATOM, NOTED = 0.05, 0.01  # shares of rows at single values: 5 % were fitted too well at once
+COARSE, ROUNDED = 0.04, 0.005
+# Shares of rows at single values: 2 % are noise to a fit of 10 rounds and a spike to one of 60,
+# 5 % and more are fitted too well at once.
+ATOM, NOTED = 0.03, 0.01
 PAIRS = 5  # of rows that agree: fewer can be chance
 WHOLE = 1000.0  # whole numbers that spread wider are as good as continuous
-# Of a standardised column, the standard deviation that the other columns leave open.
-DETERMINED, NEARLY = 1e-3, 1e-2
+# Of a standardised column, the standard deviation that the other columns leave open. At .01 a fit
+# is healthy, at .003 its moments are off, at .001 its log-likelihood by a nat.
+DETERMINED, NEARLY = 4e-3, 1e-2
+EXACT = 1e-6  # of a standard deviation: what rounding leaves
 REPEATS = 10.0  # copies of a row on average: each is a spike to fit
 COPIES = 0.01  # share of rows that repeat another
 # Steps of the model's type within a standard deviation: with fewer than 64 a flow's own density
@@ -44,13 +49,16 @@ EXPLAINING = ("constant_column", "precision", "far_rows")  # why a generator can
 
 
 @torch.no_grad()
-def look_at(model: Declared, rows: Data) -> tuple[Finding, ...]:
+def look_at(
+    model: Declared, rows: Data, numbers: Int[Tensor, " n"] | None = None
+) -> tuple[Finding, ...]:
     """Everything that is wrong with rows, what makes a fit meaningless first.
 
     Args:
         model: its sites say which columns are angles, bounded, or parts of a whole.
         rows: as `EnergyModel.stored` or `check` give them; of more than 100,000 so many are
             taken, spread over all. Fewer than 20 are not judged.
+        numbers: of the rows, as they are called in texts; 0, 1, 2, ... by default.
 
     Returns:
         The findings; none for trajectories.
@@ -59,14 +67,14 @@ def look_at(model: Declared, rows: Data) -> tuple[Finding, ...]:
     if model.layout is not None or n < LEAST:
         return ()
     at = some_rows(n, MOST_ROWS, torch.Generator().manual_seed(0))
-    numbers = torch.arange(n)[at].numpy()
+    called = (torch.arange(n) if numbers is None else numbers.cpu())[at].numpy()
     x = {name: as_given(value)[at].double() for name, value in rows.items()}
     columns = columns_of(model, x, rows)
     constant = [column for column in columns if np.ptp(column.given) == 0]
     moving = [column for column in columns if np.ptp(column.given) > 0]
     if not moving:
         return tuple(_shortened([*map(_constant, constant)]))
-    far, away = find_far(moving, numbers, x)
+    far, away = find_far(moving, called, x)
     near = [column._replace(given=column.given[~away]) for column in moving]
     found = [
         *map(_constant, constant),
@@ -97,8 +105,8 @@ def _precision(columns: Sequence[Column]) -> Iterator[Finding]:
         if column.free is not None:
             spreads.append((column.free, float(np.median(np.abs(column.free)))))
         for values, offset in spreads:
-            scale = centre_and_scale(values[:, None])[1, 0]
-            step = column.digits * offset
+            scale = float(centre_and_scale(values[:, None])[1, 0])
+            step = torch.finfo(column.dtype).eps * offset
             if scale < FINE * step:
                 yield _imprecise(column, values, offset, scale, fatal=scale < STEPS * step)
                 break
@@ -107,19 +115,28 @@ def _precision(columns: Sequence[Column]) -> Iterator[Finding]:
 def _imprecise(
     column: Column, values: Float[np.ndarray, " n"], offset: float, scale: float, *, fatal: bool
 ) -> Finding:
-    kind = "half" if column.digits > 1e-4 else "single" if column.digits > 1e-10 else "double"
-    rounded = values.astype({"half": np.float16, "single": np.float32, "double": float}[kind])
+    distinct = len(np.unique(values))
+    kept = len(torch.from_numpy(values).to(column.dtype).unique())
     text = (
         f"site {column.site!r}: {column.name} spreads by {scale:.3g} about {offset:.7g}, which is "
-        f"{offset / scale:.0e} spreads from 0; {kind} precision steps by "
-        f"{column.digits * offset:.2g} there and leaves {len(np.unique(rounded))} of "
-        f"{len(np.unique(values))} different values"
-    )
-    return Finding(
-        "precision", column.site, text,
-        f"Centre the column: subtract {np.median(column.given):.10g} in double precision, here "
-        "and in the program" + (", or use model.double()." if kind == "single" else "."), fatal,
-    )  # fmt: skip
+        f"{offset / scale:.0e} spreads from 0; {_precision_of(column)} precision "
+        f"steps by {torch.finfo(column.dtype).eps * offset:.2g} there"
+    ) + (f" and leaves {kept} of {distinct} different values" if kept < distinct else "")
+    if column.circular:
+        advice = "Wrap the angles to [-pi, pi) in double precision"
+    else:
+        advice = (
+            f"Centre the column: subtract {np.median(column.given):.10g} in double precision, "
+            "here and in the program"
+        )
+    if column.finer:
+        advice += ", or use model.double()"
+    return Finding("precision", column.site, text, advice + ".", fatal)
+
+
+def _precision_of(column: Column) -> str:
+    """Half, single or double, in words."""
+    return {2: "half", 4: "single", 8: "double"}[column.dtype.itemsize]
 
 
 def _collinear(columns: Sequence[Column], near: Bool[np.ndarray, " n"]) -> Iterator[Finding]:
@@ -145,12 +162,14 @@ def _collinear(columns: Sequence[Column], near: Bool[np.ndarray, " n"]) -> Itera
 def _related(relation: Relation, columns: Sequence[Column], words: str) -> Finding:
     column, others = columns[relation.column], [columns[i].name for i in relation.by]
     fatal = relation.left <= DETERMINED
-    open_ = f"of its standard deviation {relation.left:.1g} is left open"
+    open_ = "exactly"
+    if relation.left > EXACT:
+        open_ = f"of its standard deviation {relation.left:.1g} is left open"
     return Finding(
         "collinear", column.site,
         f"site {column.site!r}: {column.name} {words} {few(others)} ({open_})",
-        ("There is no density" if fatal else "The density is a thin sheet")
-        + f" in all of them: drop {column.name}, and compute it from the others.", fatal,
+        ("There is no density of" if fatal else "Their density is a thin sheet, of")
+        + f" all of them together: drop {column.name}, and compute it from the others.", fatal,
     )  # fmt: skip
 
 
@@ -181,12 +200,17 @@ def _tied(column: Column, found: Ties, n: int, *, fatal: bool) -> Finding:
         shown = ", ".join(f"one in {share:.1%}" for _, share in found.atoms or found.common)
     if found.atoms:
         advice = (
-            "A density can rise without bound at one value: model the rows that have it apart, or "
-            "drop them; if it stands for a range, draw them from that range at random."
+            "A density can rise without bound at one value, so log-likelihoods mean nothing: "
+            "model the rows that have it apart, or drop them; if it stands for a range, draw them "
+            "from that range at random."
         )
     else:
         advice = (
-            "Make them continuous: add uniform jitter of the rounding's width "
+            (
+                "Log-likelihoods mean nothing: a density can rise without bound at every value. "
+                * fatal
+            )
+            + "Make them continuous: add uniform jitter of the rounding's width "
             f"({found.step:.3g}), inside the support."
         )
     whole = ", all whole numbers" if found.whole else ""

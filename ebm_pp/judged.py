@@ -74,7 +74,8 @@ class Column(NamedTuple):
     circular: whether it is an angle.
     implied: whether the columns before it determine it by the support: the last of a simplex.
     offset: median size of the values before angles are wrapped.
-    digits: steps of the coarser of the given and the model's type, relative.
+    dtype: the coarser of the model's type and the one given.
+    finer: whether the one given is finer than the model's.
     """
 
     name: str
@@ -84,7 +85,8 @@ class Column(NamedTuple):
     circular: bool
     implied: bool
     offset: float
-    digits: float
+    dtype: torch.dtype
+    finer: bool
 
 
 def as_given(value: Tensor | Stored) -> Tensor | Stored:
@@ -108,7 +110,8 @@ def columns_of(model: Declared, x: Sites, rows: Data) -> list[Column]:
         if site.circular:
             direction = torch.atan2(flat.sin().mean(0), flat.cos().mean(0))
             given = part = wrap(flat - direction)
-        digits = max(_digits(rows[site.name]), torch.finfo(model.dtype).eps)
+        of_rows = _type_of(rows[site.name])
+        finer = torch.finfo(of_rows).eps < torch.finfo(model.dtype).eps
         for j in range(flat.shape[1]):
             values = given[:, j].cpu().numpy()
             free = part[:, j].cpu().numpy() if j < site.dim else None
@@ -116,18 +119,19 @@ def columns_of(model: Declared, x: Sites, rows: Data) -> list[Column]:
             same = free is None or np.array_equal(values, free)
             found.append(
                 Column(name, site.name, values, None if same else free, site.circular,
-                       simplex and j == site.dim, size[j].item(), digits)
+                       simplex and j == site.dim, size[j].item(),
+                       model.dtype if finer else of_rows, finer)
             )  # fmt: skip
     return found
 
 
-def _digits(value: Tensor | Stored) -> float:
-    """The relative step of the type that the user gave; 0 for integers, which are exact."""
-    source = value.source if isinstance(value, Stored) else value
-    kind = source.dtype
+def _type_of(value: Tensor | Stored) -> torch.dtype:
+    """The floating type whose digits the values have; integers are exact, as in double."""
+    kind = (value.source if isinstance(value, Stored) else value).dtype
     if isinstance(kind, torch.dtype):
-        return torch.finfo(kind).eps if kind.is_floating_point else 0.0
-    return float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
+        return kind if kind.is_floating_point else torch.float64
+    sizes = {2: torch.float16, 4: torch.float32}
+    return sizes.get(kind.itemsize, torch.float64) if kind.kind == "f" else torch.float64
 
 
 def table_of(columns: Sequence[Column]) -> Float[np.ndarray, "n c"]:

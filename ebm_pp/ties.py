@@ -12,6 +12,8 @@ from jaxtyping import Float
 
 ATOMS = 3  # values that are looked at as ones that stand out
 STANDS_OUT = 5.0  # times the typical share of a value of the column
+SCALE = 10  # values: fewer beside those that stand out are steps of one scale
+ALMOST_ALL = 0.9  # share of the rows: a column with one value that often is next to constant
 
 
 class Ties(NamedTuple):
@@ -43,15 +45,17 @@ def ties(values: Float[np.ndarray, " n"], least: float) -> Ties:
     distinct, counts = np.unique(values, return_counts=True)
     n, order = len(values), np.argsort(-counts, kind="stable")
     rest = counts[order[ATOMS:]]
-    typical = np.square(rest).sum() / rest.sum() if len(rest) else np.inf
+    typical = np.square(rest).sum() / rest.sum() if len(rest) else 0.0
     stand_out = [
         at for at in order[:ATOMS] if counts[at] >= max(STANDS_OUT * typical, least * n, 2)
     ]
+    if len(counts) - len(stand_out) < SCALE and counts.max() < ALMOST_ALL * n:
+        stand_out = []  # a scale of few steps, whose extremes are rare
     others = np.delete(counts, stand_out)
     shares = [(float(distinct[at]), float(counts[at] / n)) for at in order[:ATOMS]]
     return Ties(
         len(distinct),
-        agreement(others) * (others.sum() / n) ** 2,
+        agreement(others) * float(others.sum() / n) ** 2,
         shares[: len(stand_out)],
         shares,
         float(np.median(np.diff(distinct))) if len(distinct) > 1 else 0.0,
