@@ -72,10 +72,13 @@ def surroundings(dtype: torch.dtype, device: torch.device, validate: bool) -> It
 
 
 @contextmanager
-def as_called(grad: bool, inference: bool, dtype: torch.dtype) -> Iterator[None]:
-    """The caller's own modes and default dtype, for what is his inside a call of ours."""
+def as_called(grad: bool, dtype: torch.dtype) -> Iterator[None]:
+    """The caller's own gradient mode and default dtype, for what is his inside a call of ours.
+
+    Not inference mode: tensors that he makes there could not be trained with.
+    """
     default = torch.get_default_dtype()
-    with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad):
         try:
             torch.set_default_dtype(dtype)
             yield
