@@ -6,7 +6,7 @@ since a network whose last layer starts at zero would hide every mistake.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -276,28 +276,34 @@ def leaves(result: Tensor) -> list[Tensor]:
     return found
 
 
-def check_periodic(run: Runner, x: Sites, circular: Collection[str], seen: list[Stance]) -> None:
-    """The density must not change when angles turn by 2 pi, each by its own number of turns.
+def check_periodic(
+    run: Runner, x: Sites, circular: Mapping[str, float], seen: list[Stance]
+) -> None:
+    """The density must not change when angles turn once round, each by its own number of turns.
 
     Args:
         run: Runs the program once.
         x: Draws inside the supports.
-        circular: Names of the circular sites.
+        circular: The period of every circular site.
         seen: The stances at these draws.
 
     Raises:
         ProgramError: A term changes.
     """
-    for site in circular:
+    for site, period in circular.items():
         turns = torch.randint(-1, 2, x[site].shape, device=x[site].device)
-        turned = {**x, site: x[site] + 2 * math.pi * turns}
+        turned = {**x, site: x[site] + period * turns}
+        whole = "2 pi" if period == 2 * math.pi else f"{period:g}"
         for stance in seen:
             with stance.taken() as expected:
                 for name, term in by_loop(run, turned).items():
                     if not agree(term, expected[name], 1e-3, 1e-6):
                         gap = (term - expected[name]).abs().max().item()
+                        use = "its cos and sin"
+                        if whole != "2 pi":
+                            use = f"cos and sin of 2 pi x / {whole}"
                         raise ProgramError(
                             f"site {site!r} is circular, but {name!r} changes by {gap:.3g} when "
-                            f"{site!r} turns by 2 pi; expected no change.\n  Most likely the raw "
-                            "angle enters an energy: use its cos and sin."
+                            f"{site!r} turns by {whole}; expected no change.\n  Most likely the "
+                            f"raw angle enters an energy: use {use}."
                         )

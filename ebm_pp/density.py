@@ -10,6 +10,7 @@ batch with a loop over draws (`verify.py`). Densities are those of the constrain
 the reference measure of Pyro's own bijections; `constrain` and `unconstrain` give the Jacobian.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,8 +26,8 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 from torch.nn.parameter import is_lazy
 
-from ebm_pp.ancestral import draw_base
-from ebm_pp.circle import wrap
+from ebm_pp.ancestral import draw_base, draws_inside
+from ebm_pp.circle import TURN, from_radians, to_radians
 from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
 from ebm_pp.errors import ProgramError
 from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks
@@ -252,13 +253,14 @@ class EnergyModel(nn.Module):
             z: Unconstrained coordinates; angles may have any winding.
 
         Returns:
-            Draws x, angles in [-pi, pi), and log|dx/dz|.
+            Draws x, angles in one turn (see `Circle`), and log|dx/dz|.
         """
         x, log_jacobian = {}, z.new_zeros(len(z))
         parts = z.split([site.dim for site in self.sites.values()], dim=-1)
         for site, part in zip(self.sites.values(), parts, strict=True):
             if site.circular:
-                x[site.name] = wrap(part).reshape(len(z), *site.shape)
+                x[site.name] = from_radians(part, site.period).reshape(len(z), *site.shape)
+                log_jacobian = log_jacobian + site.dim * math.log(site.period / TURN)
                 continue
             if site.trajectory:  # its coordinates are its values
                 value = part.reshape(len(z), *site.shape)
@@ -284,7 +286,8 @@ class EnergyModel(nn.Module):
         for site in self.sites.values():
             value = x[site.name]
             if site.circular:
-                parts.append(wrap(value).reshape(len(value), site.dim))
+                parts.append(to_radians(value, site.period).reshape(len(value), site.dim))
+                log_jacobian = log_jacobian - site.dim * math.log(site.period / TURN)
                 continue
             if site.trajectory:
                 parts.append(value.to(self.dtype).reshape(len(value), site.dim))
@@ -312,7 +315,8 @@ class EnergyModel(nn.Module):
             Draws, each value `(n, *site_shape)`.
 
         Raises:
-            ProgramError: A site's base is improper, or scaled or masked by the program.
+            ProgramError: A site's base is improper, or scaled or masked by the program, or its
+                draws are not inside its support.
         """
         for site in self.sites.values():
             if not site.proper:
@@ -322,7 +326,14 @@ class EnergyModel(nn.Module):
                     "a normalised distribution, or do not draw from the base."
                 )
         with evaluating(n):
-            return draw_base(self._run, self._compiled, n)
+            return draws_inside(
+                lambda m: draw_base(self._run, self._compiled, m), self._has_coordinates,
+                self.sites, n,
+            )  # fmt: skip
+
+    def _has_coordinates(self, x: Sites) -> Bool[Tensor, "n"]:
+        """Whether each draw is inside its supports and so are its unconstrained coordinates."""
+        return self.inside(x) & self.unconstrain(x)[0].isfinite().all(1)
 
     def as_rows(self, x: Rows) -> Sites:
         """Rows of any container in the model's dtype and device, not checked (`data.as_rows`)."""

@@ -11,6 +11,7 @@ once all scales, masks and plates of the program have been applied. A batch is e
 All three return the same: for every site and factor a vector of `n` log densities.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +58,11 @@ class Site:
     circular: bool
     proper: bool
     trajectory: Any = None  # a TrajectorySite; beartype fails on Pyro's classes in a record
+
+    @property
+    def period(self) -> float:
+        """Of a circular site, what a turn is in its values' unit."""
+        return float(getattr(self.support, "period", 2 * math.pi))
 
 
 class Run(Messenger):

@@ -15,10 +15,16 @@ from pyro.poutine import runtime
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
+from ebm_pp.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GeneratorError,
+    ProgramError,
+)
 
 ALONE = threading.RLock()
-OURS = (ProgramError, DataError, GeneratorError, CheckpointError)
+OURS = (ProgramError, DataError, GeneratorError, CheckpointError, ConfigError)
 # Not for the program to answer for: a warning that the caller makes an error, memory used up.
 NOT_ITS_FAULT = (Warning, MemoryError, torch.OutOfMemoryError)
 

@@ -38,7 +38,7 @@ from ebm_pp.program import (
     one_draw,
 )
 from ebm_pp.state import check_state
-from ebm_pp.support import bounds_of
+from ebm_pp.support import bounds_of, support_of
 from ebm_pp.surroundings import answering
 from ebm_pp.trace import RUN_IT, check_structure, moving_support, read_site, trace, waves
 
@@ -105,7 +105,7 @@ def compile_program(run: Runner, validated: Runner, model: nn.Module, batching: 
         check_state(told, x, seen, model)
         check_repeatable(told, x, seen)
         check_connected(told, x, factors, seen[-1], partial(_anywhere, run, x))
-        check_periodic(told, x, [site.name for site in sites.values() if site.circular], seen)
+        check_periodic(told, x, {k: s.period for k, s in sites.items() if s.circular}, seen)
         event_dims = {msg["name"]: len(msg["fn"].event_shape) for msg in latent}
         nesting = max(len(msg["fn"].batch_shape) for msg in probes[0])
         loop = Compiled(sites, factors, _roots(run, x), event_dims, nesting)
@@ -219,7 +219,7 @@ def _roots(run: Runner, x: Sites) -> frozenset[str]:
 
     def visit(msg: Message) -> None:
         if msg["name"] in x:
-            seen[msg["name"]] = msg["fn"], bounds_of(msg["fn"].support)
+            seen[msg["name"]] = msg["fn"], bounds_of(support_of(msg["fn"]))
 
     def single(values: Sites) -> Tensor:
         run(lambda msg: values[msg["name"]], visit)
