@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
+from ebm_pp.checks import put
 from ebm_pp.config import PER_STEP
 
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ class Best:
 
     def restore(self, game: "Game") -> None:
         """Puts the best parameters into the user's objects."""
-        with torch.no_grad():
-            for p, value in zip(game.model.parameters(), self.parameters, strict=True):
-                p.copy_(value)
+        put([*game.model.parameters()], self.parameters)
         if game.soft_value is not None:
             game.soft_value.load_state_dict(self.soft_value)
             game.model.soft_value = game.soft_value if game.conditional else None

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ebm_pp.checks import agree, holding, moved
+from ebm_pp.checks import MOVE, agree, holding, moved
 from ebm_pp.density import EnergyModel
 from ebm_pp.program import Sites
 
@@ -32,6 +32,11 @@ RESHAPES = {
     ATEN.squeeze_.dim,
     ATEN.squeeze_.dims,
 }
+
+
+# What torch raises where it can't record: a number asked of a tensor, an operation without a
+# rule, a kind of argument that no node can hold. A program's own errors are ProgramErrors.
+REFUSED = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 class Captured(NamedTuple):
@@ -71,68 +76,61 @@ def capture(model: EnergyModel, x: Sites) -> Captured:
         return Captured(None, "no: a trajectory", x)
     if len(next(iter(x.values()))) < 2:
         return Captured(None, "no: fewer than two rows", x)
-    own = list(model.parameters())
-    other = moved(own, torch.Generator().manual_seed(0))
+    turned = {name: value.flip(0) for name, value in x.items()}
     try:
         recorded = make_fx(lambda rows: model.log_density(rows))(x)
         _simplify(recorded.graph)
         recorded.recompile()
-        here = _equal(model, recorded, x)
-        there = here and _equal_at(model, own, other, recorded, x)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # recording can't do it
-        return Captured(None, f"no: {type(error).__name__}: {str(error).splitlines()[0][:200]}", x)
+        here = _equal(model, recorded, x) and _equal(model, recorded, turned)
+        there = here and _equal_elsewhere(model, recorded, x)
+    except REFUSED as error:
+        return Captured(None, f"no: {type(error).__name__}: {str(error).strip()[:200]}", x)
     if not there:
         where = "at other parameters" if here else "at once"
         return Captured(None, f"no: the record gave other numbers than the program {where}", x)
     return Captured(recorded, "yes", x)
 
 
-@torch.no_grad()
 def still_right(model: EnergyModel, captured: Captured) -> Captured:
     """The same if it still gives the program's numbers, which a callback may have changed."""
-    if captured.density is None:
-        return captured
-    expected, got = model.log_density(captured.rows), captured.density(captured.rows)
-    if agree(got, expected, 1e-3, 1e-4):
+    if captured.density is None or _equal(model, captured.density, captured.rows):
         return captured
     why = "no: the program now gives other numbers than its record"
     return captured._replace(density=None, why=why)
 
 
-def _equal_at(
-    model: EnergyModel,
-    own: list[nn.Parameter],
-    values: list[Tensor],
-    recorded: Density,
-    x: Sites,
-) -> bool:
-    """`_equal` at other values of the parameters; true where the program has none there."""
-    with holding(own, values):
-        with torch.no_grad():
-            if not model.log_density(x).isfinite().all():
-                return True
-        return _equal(model, recorded, x)
+def _equal_elsewhere(model: EnergyModel, recorded: Density, x: Sites) -> bool:
+    """`_equal` at other parameters, as far away as the program still has numbers; else false."""
+    own = list(model.parameters())
+    for by in (MOVE, MOVE / 10, MOVE / 100) if own else ():
+        with holding(own, moved(own, torch.Generator().manual_seed(0), by)):
+            with torch.no_grad():
+                has_numbers = model.log_density(x).isfinite().any()
+            if has_numbers:
+                return _equal(model, recorded, x)
+    return not own
 
 
 def _equal(model: EnergyModel, recorded: Density, x: Sites) -> bool:
-    """Whether values and parameter gradients agree, on x and on its rows in another order."""
+    """Whether values and parameter gradients agree; where there is no mass, values alone."""
     own = [p for p in model.parameters() if p.requires_grad]
-    for rows in (x, {name: value.flip(0) for name, value in x.items()}):
-        results = []
-        for density in (model.log_density, recorded):
-            with torch.enable_grad():
-                value = density(rows)
-                # A weight of its own for every row: no two gradients cancel.
-                weighted = (value * torch.linspace(1, 2, len(value)).to(value)).sum()
-                grads = (
-                    torch.autograd.grad(weighted, own, allow_unused=True)
-                    if own and weighted.requires_grad
-                    else ()
-                )
-            results.append([value, *[torch.zeros(()) if g is None else g for g in grads]])
-        if not all(agree(a, b, 1e-3, 1e-4) for a, b in zip(*results, strict=True)):
-            return False
-    return True
+    results = []
+    for density in (model.log_density, recorded):
+        with torch.enable_grad():
+            value = density(x)
+            # A weight of its own for every row: no two gradients cancel.
+            weights = torch.linspace(1, 2, len(value)).to(value)
+            weighted = (weights * torch.where(value.isfinite(), value, 0.0)).sum()
+            grads = (
+                torch.autograd.grad(weighted, own, allow_unused=True)
+                if own and weighted.requires_grad
+                else ()
+            )
+        results.append([value, *[torch.zeros(()) if g is None else g for g in grads]])
+    expected, got = results
+    return len(got) == len(expected) and all(
+        agree(a, b, 1e-3, 1e-4) for a, b in zip(got, expected, strict=True)
+    )
 
 
 def _simplify(graph: fx.Graph) -> None:

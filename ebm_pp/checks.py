@@ -45,24 +45,31 @@ class Stance:
 def holding(own: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
     """The parameters at other values while the context lasts.
 
-    The tensors change places, no number is copied: whatever else the user's modules hold, buffers,
-    attributes, hooks, is one and the same at either values.
+    Numbers are copied in place: whatever else the user's modules hold, buffers, attributes, hooks,
+    views of a parameter, is one and the same at either values.
     """
-    saved = [p.data for p in own]
+    saved = [p.detach().clone() for p in own]
     try:
-        for p, value in zip(own, values, strict=True):
-            p.data = value.data
+        put(own, values)
         yield
     finally:
-        for p, value in zip(own, saved, strict=True):
-            p.data = value
+        put(own, saved)
 
 
-def moved(own: Sequence[nn.Parameter], generator: torch.Generator | None = None) -> list[Tensor]:
-    """Parameters slightly moved, those at zero too."""
+@torch.no_grad()
+def put(own: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copies all values into the parameters at once: no interrupt leaves half of them."""
+    if own:
+        torch._foreach_copy_([*own], [value.detach() for value in values])
+
+
+def moved(
+    own: Sequence[nn.Parameter], generator: torch.Generator | None = None, by: float = MOVE
+) -> list[Tensor]:
+    """Parameters slightly moved, relative to their size; those at zero too."""
     with torch.no_grad():
         return [
-            p + MOVE * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+            p + by * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
             * torch.where(p == 0, torch.ones_like(p), p)
             for p in own
         ]  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ebm_pp import losses
 from ebm_pp.capture import NOT_CAPTURED, Captured, capture
-from ebm_pp.checks import holding
+from ebm_pp.checks import holding, put
 from ebm_pp.config import PER_STEP, FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
@@ -294,23 +294,12 @@ def start(
         steps = config.rounds * config.energy_steps
         beta2 = 0.999 if model.layout is None else BETA2
         energy = _player("energy", groups, config.energy_lr, steps, config.clip, beta2)
-    proposal, interrupted = None, False
-    trainable: list[nn.Parameter] = (
-        [p for p in generator.parameters() if p.requires_grad]
-        if isinstance(generator, nn.Module)
-        else []
-    )
-    if trainable:
-        if data is not None:
-            try:
-                interrupted = not _warm_start(generator, trainable, data, held_out, config, decay)
-            except FloatingPointError as error:
-                raise GeneratorError(
-                    f"{type(generator).__name__} can't score the data: {error}.\n  Most likely it "
-                    "has no density at some rows; make it from the data's location and scale."
-                ) from error
+    proposal, trained = None, []
+    if isinstance(generator, nn.Module):
+        trained = [p for p in generator.parameters() if p.requires_grad]
+    if trained:
         steps = config.rounds * config.generator_steps_max
-        groups = [{"params": trainable}]
+        groups = [{"params": trained}]
         if data is not None and isinstance(generator, FlowGenerator):
             groups = _with_decay(generator, decay)
         proposal = _player("generator", groups, config.generator_lr, steps, config.clip)
@@ -323,9 +312,15 @@ def start(
     mean = [p.detach().clone() for p in model.parameters()]
     soft_value = soft_value_for(model, generator, config)
     outer = _outskirts(model, data, config)
+    # Last, so that an interrupt in it leaves a whole game.
+    whole = (
+        not trained
+        or data is None
+        or _warm_start(generator, trained, data, held_out, config, decay)
+    )
     return Game(
         model, mean, generator, energy, proposal, offset, data, config, soft_value, captured,
-        outer, interrupted,
+        outer, not whole,
     )  # fmt: skip
 
 
@@ -372,7 +367,7 @@ def _player(
 
 def _warm_start(
     generator: Any,  # noqa: ANN401 - a Generator that is an nn.Module
-    trainable: list[nn.Parameter],
+    trained: list[nn.Parameter],
     data: Data,
     held_out: Sites | None,
     config: FitConfig,
@@ -390,11 +385,12 @@ def _warm_start(
     aside = held_out is None and isinstance(generator, FlowGenerator) and n >= 1000
     if aside:
         held_out = pick(data, torch.arange(0, n, 10 * math.ceil(n / 10_000)))
-    groups = [{"params": trainable}]
+    groups = [{"params": trained}]
     if isinstance(generator, FlowGenerator):
         groups = _with_decay(generator, decay)
     player = _player("warm start", groups, config.warm_start_lr, steps, config.clip)
     best, best_state, whole = -math.inf, None, True
+    last = [p.detach().clone() for p in trained]  # of the last whole step
     try:
         for step in range(steps):
             at = torch.randint(n, (config.batch,))
@@ -402,12 +398,19 @@ def _warm_start(
                 at = torch.where(at % 10 == 0, (at + 1) % n, at)
             log_q = generator.log_prob(pick(data, at))
             player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
+            put(last, trained)
             if held_out is not None and (step + 1) % max(steps // 10, 1) == 0:
                 with torch.no_grad():
                     score = generator.log_prob(held_out).mean().item()
                 if score > best:
                     best, best_state = score, copy.deepcopy(generator.state_dict())
+    except FloatingPointError as error:
+        raise GeneratorError(
+            f"{type(generator).__name__} can't score the data: {error}.\n  Most likely it has no "
+            "density at some rows; make it from the data's location and scale."
+        ) from error
     except KeyboardInterrupt:
+        put(trained, last)
         whole = False
     if best_state is not None:
         generator.load_state_dict(best_state)

@@ -33,6 +33,7 @@ from ebm_pp.location import location_and_scale
 from ebm_pp.moments import coordinate_names
 from ebm_pp.stored import representative
 from ebm_pp.support import plain
+from ebm_pp.surroundings import alone
 
 
 @runtime_checkable
@@ -157,12 +158,14 @@ class FlowGenerator(nn.Module):
             for k, each in enumerate(moved)
         )
 
+    @alone()
     def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
         """`n` draws, differentiable in the flow's parameters, and their log q."""
         latent, log_base = self._sample_base(n)
         x, log_det = self._to_sites(latent)
         return x, log_base - log_det
 
+    @alone()
     def log_prob(self, x: Rows) -> Float[Tensor, " n"]:
         """Log q(x) of given rows, with respect to the sites' own reference measure.
 
@@ -188,6 +191,7 @@ class FlowGenerator(nn.Module):
         log_q = torch.where(inside, self._log_base(u) + log_det, -math.inf)
         return torch.where(_unknown(x), math.nan, log_q)
 
+    @alone()
     def latent_to_sites(self, eps: Float[Tensor, "n d"]) -> tuple[Sites, Float[Tensor, " n"]]:
         """A smooth map from R^d onto the sites, and log|dx/deps|: the flow's latent space.
 

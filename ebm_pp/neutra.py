@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ebm_pp.errors import GeneratorError
 from ebm_pp.sampling import Chains, Fitted, log_density_of, seeded
+from ebm_pp.surroundings import trainable
 
 __all__ = ["neutra_hmc"]
 
 
+@trainable()
 def neutra_hmc(
     fit: Fitted,
     n: int = 1000,

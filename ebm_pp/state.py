@@ -85,21 +85,20 @@ def check_state(run: Runner, x: Sites, seen: list[Stance], model: nn.Module) -> 
         ProgramError: A buffer, number or tensor that changes as the program runs is one that the
             density depends on.
     """
-    kept = _places(model)
-    try:
-        some = {name: value[:2] for name, value in x.items()}
-        for stance in seen:
-            with stance.taken():
+    some = {name: value[:2] for name, value in x.items()}
+    for stance in seen:
+        with stance.taken():
+            kept = _places(model)
+            try:
                 one_draw(run, {name: value[1] for name, value in x.items()})
                 changed = [place for place in kept if not _same(place.now(), place.content)]
-                if not changed:
-                    continue
-                _require_independent(run, some, kept, changed)
-                with _eval(model):
+                if changed:
                     _require_independent(run, some, kept, changed)
-    finally:
-        for place in kept:
-            place.restore()
+                    with _eval(model):
+                        _require_independent(run, some, kept, changed)
+            finally:
+                for place in kept:
+                    place.restore()
     _warn_of_spectral_norm(model)
 
 

@@ -37,14 +37,14 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def trainable(dtype: torch.dtype) -> Iterator[None]:
-    """`alone`, with gradients and a default dtype, whatever the caller switched off or set."""
+def trainable(dtype: torch.dtype | None = None) -> Iterator[None]:
+    """`alone`, with gradients, whatever the caller switched off, and perhaps a default dtype."""
     grad = torch.is_grad_enabled()
     with alone(), torch.inference_mode(False):
         default, stack = torch.get_default_dtype(), [*runtime._PYRO_STACK]
         try:
             torch.set_grad_enabled(True)
-            torch.set_default_dtype(dtype)
+            torch.set_default_dtype(dtype or default)
             yield
         finally:  # an interrupt may have come while something further in was put back
             torch.set_default_dtype(default)
@@ -78,10 +78,13 @@ def surroundings(dtype: torch.dtype, device: torch.device, validate: bool) -> It
 
 
 @contextmanager
-def as_called(grad: bool, inference: bool, dtype: torch.dtype) -> Iterator[None]:
-    """The caller's own modes and default dtype, for what is his inside a call of ours."""
+def as_called(grad: bool, dtype: torch.dtype) -> Iterator[None]:
+    """The caller's own gradient mode and default dtype, for what is his inside a call of ours.
+
+    Not inference mode: tensors that he makes there could not be trained with.
+    """
     default = torch.get_default_dtype()
-    with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad):
         try:
             torch.set_default_dtype(dtype)
             yield

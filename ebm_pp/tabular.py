@@ -37,6 +37,7 @@ from torch.distributions import Distribution
 
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import ProgramError
+from ebm_pp.sampling import seeded
 from ebm_pp.trajectory import Layout
 
 PROBES = 64  # simulated trajectories on which a table is compared with the program
@@ -251,8 +252,7 @@ def double_copy(model: EnergyModel) -> EnergyModel:
 def _check_table(model: EnergyModel, layout: Layout, table: Tensor) -> None:
     """The table gives the program's costs on whole trajectories; ProgramError if not."""
     dynamics, generator = layout.dynamics, torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         states = [dynamics.reset(PROBES)]
         shape = (PROBES, layout.horizon)
         actions = torch.randint(dynamics.actions.n, shape, generator=generator)

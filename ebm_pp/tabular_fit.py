@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError, ProgramError
+from ebm_pp.surroundings import trainable
 from ebm_pp.tabular import (
     SoftOptimum,
     double_copy,
@@ -103,6 +104,7 @@ class _Problem:
         return self.start @ optimum.values[0] - gain
 
 
+@trainable()
 def maximum_causal_likelihood(
     model: EnergyModel,
     data: Sites | None = None,

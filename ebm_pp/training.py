@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ebm_pp.best import Best
 from ebm_pp.capture import still_right
+from ebm_pp.checks import agree, holding, put
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import REJECTED, diagnose
@@ -29,14 +30,16 @@ from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, s
 from ebm_pp.generator import Generator
 from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy_steps import project, refit
-from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
+from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, pick, scored
 from ebm_pp.rows import columns_as_html, shown
 from ebm_pp.stored import Data, at_most, representative
-from ebm_pp.surroundings import trainable
+from ebm_pp.surroundings import as_called, trainable
 
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
 # Problems of `diagnose` that are the energy's or the rows', not the generator's.
 ENERGY = ("leaked_mass", "wrong_factor", "offset_gap", *HEADS)
+
+COMPARED = 64  # rows at which a callback's changes are looked for
 
 
 class Status(enum.Enum):
@@ -148,7 +151,9 @@ def fit(
         config: see `FitConfig`.
         held_out: rows that are never trained on (at most 100,000 are used): the round with their
             best log-likelihood is returned, and training ends when it no longer rises.
-        callback: called as `callback(round, info)` after every diagnosis.
+        callback: called as `callback(round, info)` after every diagnosis. What it changes in the
+            program, attributes, buffers, parameters, is trained, evaluated and returned; rounds
+            before the change are then no longer candidates for the best.
 
     Returns:
         The fit with the best parameters so far. A run that failed says so in `status`. What is
@@ -171,8 +176,15 @@ def fit(
             config = FitConfig.trajectories(
                 model.layout.horizon, opaque=model.layout.dynamics.opaque
             )
+    modes = torch.is_grad_enabled(), torch.get_default_dtype()
+
+    def told(round_: int, info: dict[str, Any]) -> None:
+        with as_called(*modes):
+            if callback is not None:
+                callback(round_, info)
+
     with trainable(model.dtype):
-        return _fit(model, data, generator, config, held_out, callback)
+        return _fit(model, data, generator, config, held_out, told)
 
 
 def _fit(
@@ -181,7 +193,7 @@ def _fit(
     generator: Generator | None,
     config: FitConfig,
     held_out: Mapping[str, Any] | None,
-    callback: Callable[[int, dict[str, Any]], None] | None,
+    callback: Callable[[int, dict[str, Any]], None],
 ) -> Fit:
     rows, some_held_out = _checked(model, data, held_out, config)
     findings = () if rows is None else look_at(model, rows)
@@ -194,8 +206,7 @@ def _fit(
         def report(info: dict[str, Any]) -> None:
             bar.update(info["round"] + 1 - bar.n)
             bar.set_postfix(_postfix(info))
-            if callback is not None:
-                callback(info["round"], info)
+            callback(info["round"], info)
 
         warn(findings)
         result = replace(_rounds(game, some_held_out, report), findings=findings)
@@ -226,14 +237,15 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     best = Best.of(game, (False, -math.inf), {"round": -1}, -1)
     history: list[dict[str, Any]] = []
     memory: list[tuple[Pool, Tensor]] = []
-    status, detail, steps = Status.FINISHED, "", config.generator_steps
+    status, detail, steps, due = Status.FINISHED, "", config.generator_steps, True
     try:
         if game.interrupted:
             raise KeyboardInterrupt
         for r in range(config.rounds):
             diagnosed = r % config.diagnose_every == 0 or r == config.rounds - 1
-            if diagnosed:
+            if diagnosed or due:
                 game = replace(game, captured=still_right(game.model, game.captured))
+            due = diagnosed
             with game.averaged() as averaged:
                 pool = draw_pool(
                     averaged, game.generator, data, config.pool, config.base_share, game.outer
@@ -258,7 +270,9 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info))
-                report(info)
+                if _changed_by(report, game, info, pool.x, terms):
+                    # No earlier round has a density that can be compared with the present one.
+                    memory, best = [], Best.of(game, (False, -math.inf), info, r)
                 if r - best.peak >= config.patience and _healthy(info):
                     status = Status.CONVERGED
                     break
@@ -272,7 +286,11 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     except KeyboardInterrupt:
         status, detail = Status.INTERRUPTED, f"round {r}" if r >= 0 else "in the warm start"
     finally:  # whatever happened, a callback's own error too
-        best.restore(game)
+        try:
+            best.restore(game)
+        except KeyboardInterrupt:
+            best.restore(game)  # whole
+            status, detail = Status.INTERRUPTED, f"round {r}"
     return Fit(
         game.model,
         game.generator,
@@ -285,6 +303,28 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
         detail,
         game.outer,
     )
+
+
+def _changed_by(
+    report: Callable[[dict[str, Any]], None],
+    game: Game,
+    info: dict[str, Any],
+    x: Sites,
+    terms: dict[str, Tensor],
+) -> bool:
+    """Calls back; whether that has changed what the program computes.
+
+    Parameters that are changed there are changed in their moving average too.
+    """
+    own = [*game.model.parameters()]
+    before = [p.detach().clone() for p in own]
+    report(info)
+    moved = [i for i, p in enumerate(own) if not torch.equal(p, before[i])]
+    put([game.mean[i] for i in moved], [own[i] for i in moved])
+    with holding(own, game.mean), torch.no_grad():
+        now = game.model.terms(pick(x, slice(COMPARED)))
+    same = all(agree(now[name], terms[name][:COMPARED], 1e-4, 1e-9) for name in now)
+    return bool(moved) or not same
 
 
 def _judged(result: Fit, data: Data | None) -> Fit:

@@ -37,6 +37,7 @@ from ebm_pp.pareto import psis, threshold
 from ebm_pp.pool import n_rows
 from ebm_pp.rows import columns_as_html, columns_as_text
 from ebm_pp.sampling import propose, seeded, slices
+from ebm_pp.surroundings import trainable
 
 MOST = 500  # parameters: their Hessian takes as many backward passes
 FLAT = 1e-6  # of the largest eigenvalue of A, scaled to a unit diagonal: no curvature below it
@@ -127,6 +128,7 @@ class Uncertainty:
         }
 
 
+@trainable()
 def standard_errors(
     fit: Diagnosable,
     data: Mapping[str, Any],

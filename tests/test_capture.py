@@ -285,3 +285,115 @@ def test_a_model_that_cannot_be_copied_is_fitted(make):
     result = ebm_pp.fit(EnergyModel(program, make()), {"x": torch.randn(600, 2)}, config=config)
     assert len(result.history) == 2
     assert result.status.name != "NON_FINITE"
+
+
+class Stopped(nn.Module):
+    """-w x^2 whose gradient can be cut off: the same values, other gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.stop = nn.Parameter(torch.ones(())), False
+
+    def forward(self):
+        x = pyro.sample("x", dist.Normal(0.0, 2.0))
+        w = self.w.detach() + 0.0 * self.w if self.stop else self.w
+        pyro.factor("well", -w * x**2)
+
+
+def test_gradients_that_change_are_noticed_too():
+    model = EnergyModel(Stopped())
+    captured = capture(model, {"x": torch.linspace(-2, 2, 7)})
+    assert captured.why == "yes"
+    model.program.stop = True
+    assert still_right(model, captured).density is None
+
+
+def test_a_record_that_cannot_be_compared_elsewhere_is_not_used():
+    class Narrow(nn.Module):
+        """Has numbers at its very parameters only."""
+
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(()))
+
+        def forward(self):
+            x = pyro.sample("x", dist.Normal(0.0, 2.0))
+            k = float(self.w.detach().numpy())
+            pyro.factor("well", -k * self.w * x**2 * torch.where(self.w == 1, 1.0, torch.nan))
+
+    captured = capture(EnergyModel(Narrow()), {"x": torch.linspace(-2, 2, 7)})
+    assert captured.density is None
+    assert "at other parameters" in captured.why
+
+
+def test_a_change_between_diagnoses_is_noticed_before_the_next_step():
+    """A callback of round 0 tempers; the next diagnosis is round 10."""
+    model = EnergyModel(Knob(lambda p: p.beta))
+    data = {"x": torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 0.5}
+    config = ebm_pp.FitConfig(
+        rounds=11, pool=1024, batch=256, warm_start_steps=50, energy_steps=20, progress=False,
+        diagnose_every=10, average=0.05,
+    )  # fmt: skip
+    ebm_pp.fit(
+        model, data, config=config, callback=lambda r, info: setattr(model.program, "beta", 4.0)
+    )
+    truth = 0.5 / data["x"].square().mean().item() - 0.125
+    assert 4.0 * model.program.w.item() == pytest.approx(truth, rel=0.1)
+
+
+def test_parameters_that_a_callback_changes_are_changed_in_what_is_returned():
+    """Weights clamped after every diagnosis, as in a constraint: the fit keeps it."""
+    model = EnergyModel(Knob(lambda p: 1.0))
+    data = {"x": torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 0.5}
+
+    def clamp(round_, info):
+        model.program.w.clamp_(max=1.1)
+
+    config = ebm_pp.FitConfig(
+        rounds=6, pool=512, batch=128, warm_start_steps=20, energy_steps=10, progress=False
+    )
+    with torch.no_grad():  # the callback finds the modes that its caller has set
+        result = ebm_pp.fit(model, data, config=config, callback=clamp)
+    assert model.program.w.item() == pytest.approx(1.1)
+    assert result.best_round == 5
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_rounds_of_another_density_are_not_returned(late):
+    """After a change no earlier round is the best; a change in the last round is returned."""
+    model = EnergyModel(Knob(lambda p: p.beta))
+    data = {"x": torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 0.5}
+    rounds = 4
+    changes = (rounds - 1,) if late else (1,)
+
+    def temper(round_, info):
+        if round_ in changes:
+            model.program.beta = 4.0
+
+    config = ebm_pp.FitConfig(
+        rounds=rounds, pool=512, batch=128, warm_start_steps=20, energy_steps=10, progress=False
+    )
+    result = ebm_pp.fit(model, data, config=config, callback=temper, held_out=data)
+    assert result.best_round >= changes[0]
+
+
+def test_views_of_a_parameter_follow_the_average():
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(()))
+            self.view = self.w.detach()
+
+        def forward(self):
+            x = pyro.sample("x", dist.Normal(0.0, 2.0))
+            pyro.factor("well", -self.view * self.w * x**2)
+
+    data = {"x": torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 0.5}
+    model = EnergyModel(Viewed())
+    config = ebm_pp.FitConfig(
+        rounds=15, pool=1024, batch=128, warm_start_steps=100, energy_steps=20, progress=False
+    )
+    ebm_pp.fit(model, data, config=config)
+    truth = 0.5 / data["x"].square().mean().item() - 0.125
+    assert model.program.view.item() == model.program.w.item()
+    assert model.program.w.item() ** 2 == pytest.approx(truth, rel=0.07)

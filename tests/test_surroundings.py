@@ -1,6 +1,7 @@
 """What a caller has set or is doing meanwhile changes no number, and is as it was afterwards."""
 
 import os
+import pkgutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from pyro.poutine import runtime
 from torch import nn
 
 import ebm_pp
+from ebm_pp import EnergyModel
 
 ROWS = {"x": torch.randn(600, 2, generator=torch.Generator().manual_seed(1))}
 CONFIG = ebm_pp.FitConfig(
@@ -164,3 +166,88 @@ def test_an_interrupted_fit_can_be_used(more, where):
     assert all(p.isfinite().all() for p in fitted.generator.parameters())
     assert torch.isfinite(torch.tensor(ebm_pp.log_partition(fitted, 500, seed=0).value))
     assert "Interrupted" in repr(fitted)
+
+
+@pytest.fixture(scope="module")
+def weighted():
+    """A fit with one weight that means something, a network beside it, and calls on it."""
+
+    def declared(net):
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        w = pyro.param("w", torch.tensor(0.1))
+        pyro.factor("f", -w * x.square().sum() - 0.1 * net(x).sum())
+
+    with torch.random.fork_rng():
+        net = nn.Linear(2, 3)
+    net.requires_grad_(False)
+    fitted = ebm_pp.fit(EnergyModel(declared, net), ROWS, config=CONFIG)
+    calls = {
+        "neutra_hmc": lambda: ebm_pp.neutra_hmc(
+            fitted, 4, chains=1, warmup=4, max_tree_depth=2, seed=0
+        ).log_density.tolist(),
+        "standard_errors": lambda: str(ebm_pp.standard_errors(fitted, ROWS, parameters=["w"])),
+        "log q": lambda: fitted.generator.log_prob(ROWS).tolist(),
+        "draws": lambda: ebm_pp.importance_sample(fitted, 50, seed=0).log_weights.tolist(),
+        "compiling": lambda: EnergyModel(declared, net).energy(ROWS).tolist(),
+    }
+    return fitted, {name: (call, call()) for name, call in calls.items()}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_every_call_is_the_same_wherever_it_is_made(name, weighted):
+    mode = torch.is_grad_enabled()
+    for what, (call, expected) in weighted[1].items():
+        try:
+            with AROUND[name]():
+                assert call() == expected, what
+        finally:
+            torch.set_grad_enabled(mode)
+
+
+def test_rows_made_in_inference_mode_are_scored_with_gradients(weighted):
+    fitted, _ = weighted
+    with torch.inference_mode():
+        rows = {"x": ROWS["x"].clone()}
+    torch.testing.assert_close(fitted.model.log_density(rows), fitted.model.log_density(ROWS))
+
+
+PLACES = {  # where the interrupt comes, and at which call
+    "warm start, first step": ("torch.optim.Adam.step", 1),
+    "warm start, later": ("torch.optim.Adam.step", 15),
+    "energy step": ("torch.optim.Adam.step", 23),
+    "pool": ("ebm_pp.training.draw_pool", 2),
+    "scores": ("ebm_pp.training.scored", 1),
+    "diagnosis": ("ebm_pp.training.diagnose_round", 2),
+    "generator steps": ("ebm_pp.training.generator_steps", 1),
+    "averaged parameters": ("ebm_pp.game.put", 1),
+    "best parameters": ("ebm_pp.training.Best.restore", 1),
+    "last diagnosis": ("ebm_pp.training.diagnose", 1),
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupt_anywhere_after_the_checks(place, late, monkeypatch, alone):
+    path, n = PLACES[place]
+    owner, _, name = path.rpartition(".")
+    original, calls = pkgutil.resolve_name(path), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == n and not late:
+            raise KeyboardInterrupt
+        result = original(*args, **kwargs)
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        return result
+
+    made = model()
+    with monkeypatch.context() as patch:
+        patch.setattr(pkgutil.resolve_name(owner), name, interrupted)
+        fitted = ebm_pp.fit(made, ROWS, config=CONFIG)
+    assert len(calls) >= n
+    assert fitted.status is ebm_pp.Status.INTERRUPTED
+    for part in (fitted.model, fitted.generator):
+        assert all(p.isfinite().all() for p in part.parameters())
+    assert torch.isfinite(torch.tensor(ebm_pp.log_partition(fitted, 200, seed=0).value))
+    assert torch.equal(energy_of_a_fit(), alone)  # nothing is left for the next
