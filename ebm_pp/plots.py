@@ -22,12 +22,13 @@ from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.plots_energy import plot_energy_map, plot_energy_slice
 from ebm_pp.plots_sites import (
+    AS_WRITTEN,
     DATA,
     DRAWS,
     Canvas,
-    as_written,
     axes_or_new,
     figure_or_new,
+    legible,
     plot_pairs,
     plot_reweighting,
 )
@@ -127,7 +128,6 @@ def plot_weights(
     return figure
 
 
-@as_written
 @torch.no_grad()
 def plot_factors(
     model: EnergyModel, data: Sites, draws: Sites, *, ax: Axes | None = None
@@ -152,13 +152,12 @@ def plot_factors(
         low, high = np.quantile(values, [0.05, 0.95], axis=1)
         ax.hlines(at + shift, low, high, color=colour, lw=3, alpha=0.5)
         ax.plot(values.mean(1), at + shift, "o", color=colour, ms=5, label=label)
-    ax.set_yticks(at, names, fontsize=9)
+    ax.set_yticks(at, [legible(name) for name in names], fontsize=9, **AS_WRITTEN)
     ax.set_xlabel("log base density of a site, or minus the energy of a factor (nats)")
     ax.legend(frameon=False, fontsize=8)
     return figure
 
 
-@as_written
 def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) -> Figure:
     """The moment gap of every statistic in standard errors, the largest first.
 
@@ -185,7 +184,7 @@ def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) 
     ax.axvline(0, color="0.3", lw=1)
     for side in (-limit, limit):
         ax.axvline(side, color="0.5", ls="--", lw=1)
-    ax.set_yticks(at, names, fontsize=8)
+    ax.set_yticks(at, [legible(name) for name in names], fontsize=8, **AS_WRITTEN)
     ax.set_ylim(-0.7, len(z) - 0.3)
     ax.set_xlabel("mean over data above the model's (standard errors)")
     if len(data.gaps) > most:

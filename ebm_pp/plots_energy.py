@@ -17,13 +17,14 @@ from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.plots_sites import (
+    AS_WRITTEN,
     POINTS,
     Canvas,
-    as_written,
     axes_or_new,
     figure_or_new,
     kind_of,
     labels_of,
+    legible,
     numbers_of,
     scale_axes,
     site_of,
@@ -36,7 +37,6 @@ CELLS = 120  # of a map, each way
 SEEN = 12.0  # nats below the highest density: colours are kept for what is within them
 
 
-@as_written
 @torch.no_grad()
 def plot_energy_slice(
     model: EnergyModel,
@@ -75,7 +75,8 @@ def plot_energy_slice(
         if polar:
             polar.plot(along, energy - energy.min(), color=colour, lw=1.2)
     ax.set_ylabel("energy above its minimum (nats)")
-    ax.set_xlabel(f"{coordinate} (degrees)" if angle else coordinate)
+    unit = " (degrees)" if angle else ""
+    ax.set_xlabel(f"{legible(coordinate)}{unit}", **AS_WRITTEN)
     ax.set_title(f"others held at {rows} rows of data", fontsize=10)
     scale_axes(ax, model, x=coordinate)
     if polar:
@@ -85,7 +86,6 @@ def plot_energy_slice(
     return figure.figure
 
 
-@as_written
 @torch.no_grad()
 def plot_energy_map(
     model: EnergyModel,
@@ -140,7 +140,8 @@ def plot_energy_map(
     if set(every) == {x, y}:
         some = slice(0, POINTS)
         ax.plot(every[x][some], every[y][some], ".", color="white", ms=2, alpha=0.5)
-    ax.set(xlabel=x, ylabel=y)
+    ax.set_xlabel(legible(x), **AS_WRITTEN)
+    ax.set_ylabel(legible(y), **AS_WRITTEN)
     scale_axes(ax, model, x=x, y=y)
     return figure
 
