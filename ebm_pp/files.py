@@ -4,6 +4,8 @@ A table has one column a site, or `x[0]`, `x[1]`, ... of a vector `x` (see `name
 an npz file has one array a site. Nothing that is read runs code but the program itself.
 """
 
+import csv
+import gzip
 import importlib
 import inspect
 import os
@@ -11,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +27,7 @@ from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError, ProgramError
 from ebm_pp.loading import module_at
-from ebm_pp.names import column_names
+from ebm_pp.names import column_names, entry_name
 
 ENDINGS = (".csv", ".csv.gz", ".parquet", ".npz")
 NAME_IT = "Name it as module:name or file.py:name"
@@ -158,15 +161,14 @@ def _ending(path: Path) -> str:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """A table with the names that stand in its first line, though two of them may be the same."""
-    packed = "gzip" if _ending(path) == ".csv.gz" else None
-    table = pd.read_csv(path, compression=packed, low_memory=False)
-    if not isinstance(table.index, pd.RangeIndex):
+    packed = _ending(path) == ".csv.gz"
+    table = pd.read_csv(path, compression="gzip" if packed else None, low_memory=False)
+    unpack: Any = gzip.open if packed else open
+    with unpack(path, "rt", newline="", encoding="utf-8-sig") as file:
+        names, *first = islice(filter(None, csv.reader(file)), 2)
+    if first and len(first[0]) > len(names):
         table = _without_surplus(table, path)
-    header = pd.read_csv(
-        path, compression=packed, header=None, nrows=1, dtype=str, keep_default_na=False
-    )
-    names = header.iloc[0].tolist()
-    return table.set_axis(names, axis=1) if len(names) == len(table.columns) else table
+    return table.set_axis(names, axis=1)
 
 
 def _without_surplus(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -194,7 +196,7 @@ def _without_surplus(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 def _read_parquet(path: Path) -> pd.DataFrame:
     """A table whose index, if it has a name, is a column like the others."""
     table = pd.read_parquet(path)
-    named = [name for name in table.index.names if name is not None]
+    named = [name for name in table.index.names if name is not None and name not in table]
     return (table.reset_index(level=named) if named else table).rename(columns=str)
 
 
@@ -268,8 +270,8 @@ def _read_arrays(path: Path, model: EnergyModel) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.removesuffix(".npy"): entry for entry in archive.namelist()}
             for name in model.sites:
-                if name in entries:
-                    with archive.open(entries[name]) as file:
+                if (entry := entries.get(entry_name(name))) is not None:
+                    with archive.open(entry) as file:
                         found[name] = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # a damaged archive can fail in any of its codecs
         raise DataError(
@@ -301,14 +303,17 @@ def write_rows(rows: Sites, path: Path) -> None:
         if kind == ".parquet":
             table.to_parquet(beside)
         else:
-            table.to_csv(beside, index=False, compression="gzip" if kind == ".csv.gz" else None)
+            plain = all(name.isprintable() and name == name.strip() for name in table)
+            quoting = csv.QUOTE_MINIMAL if plain else csv.QUOTE_NONNUMERIC
+            packed = "gzip" if kind == ".csv.gz" else None
+            table.to_csv(beside, index=False, compression=packed, quoting=quoting)
 
 
 def write_arrays(arrays: Mapping[str, NDArray[Any] | Tensor], path: Path) -> None:
     """An npz file; `np.savez` itself takes no array called `file`."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, value in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            with archive.open(f"{entry_name(name)}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.asarray(value), allow_pickle=False)
 
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import chain, count
 
-# Dimensions and variables that the tree has beside the sites (datatree.py), and ArviZ's own word
-# for chains and draws taken together.
-RESERVED = frozenset({"chain", "draw", "sample", "row", "round", "log_weight"})
+# Dimensions and variables that the tree has beside the sites (datatree.py), and ArviZ's own words
+# for chains and draws taken together and for what it says of them.
+RESERVED = frozenset({"chain", "draw", "sample", "summary", "row", "round", "log_weight"})
 BRACKETS = ("[]", "()", "{}", "<>")
 LONG = 100  # characters of a file's name; most systems allow 255 bytes in all
 
@@ -69,7 +69,7 @@ def variable_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _writable(name: str) -> str:
-    written = re.sub(r"[\x00-\x1f]|^\.+$", _escape, name.replace("/", ".")) or "%"
+    written = re.sub(r"[\x00-\x1f\ud800-\udfff]|^\.+$", _escape, name.replace("/", ".")) or "%"
     return f"{written}_" if written in RESERVED or re.search(r"_dim_\d+$", written) else written
 
 
@@ -88,6 +88,11 @@ def file_name(name: str) -> str:
         return written
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{written[:LONG]}-{digest[:12]}"
+
+
+def entry_name(name: str) -> str:
+    """The name of a site as that of an entry in an archive: all but what no archive can hold."""
+    return re.sub(r"[\x00\ud800-\udfff]", _escape, name)
 
 
 def unused(name: str, names: Mapping[str, object]) -> str:

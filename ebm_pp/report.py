@@ -41,7 +41,7 @@ from ebm_pp.uncertainty import MOST, readable, standard_errors
 
 Maker = tuple[str, str, str, Callable[[], Figure]]  # a picture's name, heading, caption, drawing
 
-WIDEST = 1400  # pixels of a picture on the page
+WIDEST = 1400.0  # pixels of a picture on the page
 COLUMNS = 8  # numbers in the picture of all pairs: more would be too small to see
 
 
