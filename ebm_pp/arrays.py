@@ -88,6 +88,13 @@ def unit_of(value: object) -> str:
     return "" if callable(found) else str(found).strip().lower()
 
 
+def with_none(value: np.ma.MaskedArray) -> NDArray[np.object_]:
+    """The entries as objects, None where they are masked."""
+    found = np.asarray(np.ma.getdata(value)).astype(object)
+    found[np.ma.getmaskarray(value)] = None
+    return found
+
+
 def _tensor(value: Tensor, what: str, ragged: Callable[[], DataError] | None) -> Tensor:
     """A dense tensor of real numbers; a MaskedTensor's missing entries as NaN."""
     if isinstance(value, torch.masked.MaskedTensor):
@@ -112,7 +119,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - nested to any depth
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, np.ma.MaskedArray):
-        return np.ma.filled(value.astype(object), None).tolist()
+        return with_none(value).tolist()
     if isinstance(value, Tensor) and not value.is_nested:
         return value.detach().cpu().numpy()
     return value

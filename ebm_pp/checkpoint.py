@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import pickle
 import reprlib
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import CheckpointError
 from ebm_pp.files import first_line, writing
+from ebm_pp.findings import Finding
 from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy import NeuralPolicy, PolicyGenerator
@@ -22,7 +24,7 @@ from ebm_pp.soft_value import SoftValue
 from ebm_pp.training import Fit, Status
 
 FORMAT = 1
-# What every file has; later versions added policy, soft_value and outskirts.
+# What every file has; later versions added policy, soft_value, outskirts, findings.
 FIELDS: dict[str, Any] = {
     "dtype": str, "model": dict, "generator": dict, "flow": dict | None, "history": list,
     "status": str, "config": dict, "offset": float | int, "n_train": int, "best_round": int,
@@ -59,6 +61,7 @@ def save(fit: Fit, path: str | Path) -> None:
         "best_round": fit.best_round,
         "detail": fit.detail,
         "outskirts": None if fit.outskirts is None else fit.outskirts._asdict(),
+        "findings": [dataclasses.asdict(finding) for finding in fit.findings],
     }
     # At once: whoever is killed meanwhile leaves the old file whole.
     with writing(Path(path)) as part, part.open("wb") as file:
@@ -105,10 +108,6 @@ def load(
     _restore(model, "model", content, path)
     if isinstance(made, nn.Module):
         _restore(made, "generator", content, path)
-    outskirts = None
-    if content.get("outskirts") is not None:
-        outskirts = _made(Outskirts, content["outskirts"], path)
-        outskirts = Outskirts(*(value.to(model.device) for value in outskirts))
     return Fit(
         model,
         made,
@@ -119,8 +118,19 @@ def load(
         content["n_train"],
         content["best_round"],
         content["detail"],
-        outskirts,
+        _made(partial(_outskirts, model), {"saved": content.get("outskirts")}, path),
+        _made(_findings, {"saved": content.get("findings", [])}, path),
     )
+
+
+def _outskirts(model: EnergyModel, saved: dict[str, Tensor] | None) -> Outskirts | None:
+    if saved is None:
+        return None
+    return Outskirts(**{name: value.to(model.device) for name, value in saved.items()})
+
+
+def _findings(saved: list[dict[str, Any]]) -> tuple[Finding, ...]:
+    return tuple(Finding(**finding) for finding in saved)
 
 
 def _dtype(name: str, path: Path) -> torch.dtype:
@@ -136,9 +146,9 @@ def _made(make: Callable[..., Any], settings: object, path: Path) -> Any:  # noq
         return make(**settings)  # type: ignore[arg-type]
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
             MemoryError) as error:  # fmt: skip
-        name = getattr(make, "func", make).__name__
+        name = getattr(make, "func", make).__name__.strip("_")
         raise CheckpointError(
-            f"{path}: saved settings make no {name} ({first_line(error)}).\n  {DAMAGED}"
+            f"{path}: what is saved makes no {name} ({first_line(error)}).\n  {DAMAGED}"
         ) from error
 
 
@@ -189,8 +199,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torn bytes can stop the unpickling anywhere
+        # Of an unpickling torch says how to run what is in the file: nobody should.
+        why = "damaged" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(
-            f"{path}: not a saved fit ({first_line(error)}).\n  Pass a file that `save` wrote."
+            f"{path}: not a saved fit ({why}).\n  Pass a file that `save` wrote."
         ) from error
     if not isinstance(content, dict) or content.get("ebm_pp") != FORMAT:
         raise CheckpointError(

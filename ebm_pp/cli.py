@@ -35,7 +35,7 @@ from ebm_pp.pool import n_rows, pick
 from ebm_pp.report import write_report
 from ebm_pp.runs import read_run, require_writable, write_diagnosis, write_run
 from ebm_pp.sampling import importance_sample, resample
-from ebm_pp.training import Fit, fit
+from ebm_pp.training import Fit, Status, fit
 
 EXAMPLES = {
     "fit": """  ebm-pp fit models.planar:Planar --data points.npz --out runs/planar
@@ -46,6 +46,7 @@ EXAMPLES = {
   ebm-pp sample runs/planar --weighted --out draws.parquet""",
     "compare": "  ebm-pp compare runs/planar runs/simpler --json",
 }
+INTERRUPTED = 130  # as a shell says of Ctrl-C
 FILES = """
 DATA is a CSV, parquet or npz file. One column (array) per site; a vector site x has the columns
 x[0], x[1], ... Without --held-out, every fifth row at random is held out.
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("Interrupted: nothing more was written.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:  # the last place: whatever was not foreseen
         if options.traceback:
             traceback.print_exc()
@@ -177,7 +178,11 @@ def _fit(options: argparse.Namespace) -> int:
         held_out = model.check(read_rows(options.held_out, model))
     result = fit(model, data, config=_config(model, n_rows(data), chosen), held_out=held_out)
     report = write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
-    return _tell(result, report, options)
+    code = _tell(result, report, options)
+    if result.status is not Status.INTERRUPTED:
+        return code
+    print(f"Interrupted: what was fitted so far is in {options.out}.", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _config(model: EnergyModel, n: int, chosen: dict[str, Any]) -> FitConfig:

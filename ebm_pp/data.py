@@ -223,10 +223,10 @@ def _check_shape(shape: tuple[int, ...], site: Site) -> None:
     if shape[1:] == site.shape and shape:
         return
     hint = "each row is one draw, with the rows first"
-    if len(shape) == len(site.shape):
-        hint = "the leading dimension of rows is missing: add it with x[None]"
-    elif math.prod(shape[1:]) == math.prod(site.shape):
+    if shape and math.prod(shape[1:]) == math.prod(site.shape):
         hint = f"only the shape differs: reshape to {(-1, *site.shape)}"
+    elif len(shape) == len(site.shape):
+        hint = "the leading dimension of rows is missing: add it with x[None]"
     elif site.trajectory is not None:
         hint = "another horizon: pad with demonstrations.pad, or declare theirs"
     raise DataError(
@@ -297,6 +297,8 @@ def _inside(support: constraints.Constraint, value: Tensor) -> Tensor:
         # A sum of K rounded parts is off by about K units of rounding.
         slack = 1e-6 + value.shape[-1] * torch.finfo(value.dtype).eps
         good = (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() <= slack)
+    elif type(plain(support)) is type(constraints.positive_definite):
+        good = support.check(value) & (torch.linalg.cholesky_ex(value).info == 0)
     else:
         good = support.check(value)
     return good.reshape(len(value), -1).all(-1)

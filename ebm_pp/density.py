@@ -10,6 +10,7 @@ batch with a loop over draws (`verify.py`). Densities are those of the constrain
 the reference measure of Pyro's own bijections; `constrain` and `unconstrain` give the Jacobian.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,26 +26,23 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 from torch.nn.parameter import is_lazy
 
-from ebm_pp.ancestral import draw_base
-from ebm_pp.circle import wrap
+from ebm_pp.ancestral import draw_base, draws_inside
+from ebm_pp.circle import TURN, from_radians, to_radians
 from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import (
-    Message,
-    Run,
-    Site,
-    Sites,
-    Visitor,
-    alone,
-    by_step,
-    networks,
-    surroundings,
-    trainable,
-)
+from ebm_pp.findings import look_at, warn
+from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks
 from ebm_pp.rows import columns_as_html
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.stored import Data
 from ebm_pp.support import bijection, describe
+from ebm_pp.surroundings import (
+    evaluating,
+    ordinary,
+    require_trainable,
+    surroundings,
+    trainable,
+)
 from ebm_pp.trace import read_sites
 from ebm_pp.trajectory import read_layout
 from ebm_pp.verify import compile_program, evaluate
@@ -118,10 +116,10 @@ class EnergyModel(nn.Module):
         # Constraints of the parameters that `pyro.param` statements declare.
         self._declared: dict[str, constraints.Constraint] = {}
         self._compiling = True
-        _require_trainable(self)
+        require_trainable(self)
         with trainable(torch.get_default_dtype()):
             self._compiled = compile_program(
-                self._run, partial(self._run, validate=True), self.parameters, batching
+                self._run, partial(self._run, validate=True), self, batching
             )
         self._compiling = False
         self.batching = self._compiled.batching
@@ -207,8 +205,8 @@ class EnergyModel(nn.Module):
         Raises:
             DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
-        x = self.as_rows(x)
-        with alone():
+        x = {name: ordinary(value) for name, value in self.as_rows(x).items()}
+        with evaluating(len(next(iter(x.values())))):
             terms = evaluate(self._run, self._compiled, x)
         for name in self._bounded:
             inside = in_support(self.sites[name], x[name])
@@ -240,8 +238,8 @@ class EnergyModel(nn.Module):
                 f"the sites {list(self.sites)} make no trajectory; expected states and actions.\n"
                 "  Declare them with trajectory(dynamics, T)."
             )
-        x = self.as_rows(x)
-        with alone():
+        x = {name: ordinary(value) for name, value in self.as_rows(x).items()}
+        with evaluating(len(next(iter(x.values())))):
             return by_step(self._run, x, self.layout, loop=self.batching == "loop")
 
     def _total(self, terms: dict[str, Tensor], names: Collection[str]) -> Tensor:
@@ -256,13 +254,14 @@ class EnergyModel(nn.Module):
             z: Unconstrained coordinates; angles may have any winding.
 
         Returns:
-            Draws x, angles in [-pi, pi), and log|dx/dz|.
+            Draws x, angles in one turn (see `Circle`), and log|dx/dz|.
         """
         x, log_jacobian = {}, z.new_zeros(len(z))
         parts = z.split([site.dim for site in self.sites.values()], dim=-1)
         for site, part in zip(self.sites.values(), parts, strict=True):
             if site.circular:
-                x[site.name] = wrap(part).reshape(len(z), *site.shape)
+                x[site.name] = from_radians(part, site.period).reshape(len(z), *site.shape)
+                log_jacobian = log_jacobian + site.dim * math.log(site.period / TURN)
                 continue
             if site.trajectory:  # its coordinates are its values
                 value = part.reshape(len(z), *site.shape)
@@ -288,7 +287,8 @@ class EnergyModel(nn.Module):
         for site in self.sites.values():
             value = x[site.name]
             if site.circular:
-                parts.append(wrap(value).reshape(len(value), site.dim))
+                parts.append(to_radians(value, site.period).reshape(len(value), site.dim))
+                log_jacobian = log_jacobian - site.dim * math.log(site.period / TURN)
                 continue
             if site.trajectory:
                 parts.append(value.to(self.dtype).reshape(len(value), site.dim))
@@ -316,7 +316,8 @@ class EnergyModel(nn.Module):
             Draws, each value `(n, *site_shape)`.
 
         Raises:
-            ProgramError: A site's base is improper, or scaled or masked by the program.
+            ProgramError: A site's base is improper, or scaled or masked by the program, or its
+                draws are not inside its support.
         """
         for site in self.sites.values():
             if not site.proper:
@@ -325,8 +326,15 @@ class EnergyModel(nn.Module):
                     "scaled or masked site); expected one that can be sampled.\n  Give the site "
                     "a normalised distribution, or do not draw from the base."
                 )
-        with alone():
-            return draw_base(self._run, self._compiled, n)
+        with evaluating(n):
+            return draws_inside(
+                lambda m: draw_base(self._run, self._compiled, m), self._has_coordinates,
+                self.sites, n,
+            )  # fmt: skip
+
+    def _has_coordinates(self, x: Sites) -> Bool[Tensor, "n"]:
+        """Whether each draw is inside its supports and so are its unconstrained coordinates."""
+        return self.inside(x) & self.unconstrain(x)[0].isfinite().all(1)
 
     def as_rows(self, x: Rows) -> Sites:
         """Rows of any container in the model's dtype and device, not checked (`data.as_rows`)."""
@@ -334,6 +342,10 @@ class EnergyModel(nn.Module):
 
     def check(self, x: object) -> Sites:
         """User data as rows of this model: checked, never repaired.
+
+        A `UserWarning` names what makes a fit to the rows meaningless (findings.py): tied values,
+        columns that are constant or determine one another, rows far from all others, a spread
+        that the model's type does not resolve.
 
         Args:
             x: A dict from site name to an array, tensor or nested list `(n, *site_shape)`.
@@ -345,10 +357,12 @@ class EnergyModel(nn.Module):
             DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
                 finite, outside the support or on its boundary, or there are no rows.
         """
-        return {name: value[:] for name, value in self.stored(x).items()}
+        rows = self.stored(x)
+        warn(look_at(self, rows))
+        return {name: value[:] for name, value in rows.items()}
 
     def stored(self, x: object) -> Data:
-        """`check` without copies: rows in a file or of another type are converted when indexed."""
+        """`check` without copies or warnings: rows elsewhere are converted when indexed."""
         return check_rows(x, self.sites, self.dtype, self.device, self.layout)
 
     def lazy(self, x: Rows) -> Data:
@@ -420,15 +434,6 @@ class EnergyModel(nn.Module):
             now = read_sites(partial(self._run, validate=True))
             self._set_sites({k: replace(s, support=now[k].support) for k, s in self.sites.items()})
         return self
-
-
-def _require_trainable(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if not is_lazy(parameter) and parameter.is_inference():
-            raise ProgramError(
-                f"parameter {name!r} was made inside torch.inference_mode, where no tensor can be "
-                "trained; expected ordinary parameters.\n  Make the network outside of it."
-            )
 
 
 def _key(name: str) -> str:

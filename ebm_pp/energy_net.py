@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -72,7 +72,9 @@ class EnergyNet(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
-            rows = torch.randn(max(wells, 1), max(int(rows), 1))
+            if rows < 1:
+                raise DataError(f"EnergyNet was given d={rows}; expected 1 feature at least.")
+            rows = torch.randn(max(wells, 1), int(rows))
             loc, scale = torch.zeros_like(rows[0]), torch.ones_like(rows[0])
         else:
             rows, names = _table(rows)
@@ -99,8 +101,8 @@ class EnergyNet(nn.Module):
             self.centre = nn.Parameter((some - loc) / scale)
             self.log_rho = nn.Parameter(torch.full_like(some, math.log(FLATNESS / math.sqrt(d))))
 
-    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
-        """E(x), in nats."""
+    def forward(self, x: Num[Tensor, "..."]) -> Float[Tensor, "*n"]:
+        """E(x) of features `(*n, d)`, in nats."""
         if x.shape[-1:] != self.loc.shape:
             raise ProgramError(
                 f"EnergyNet: got an input of shape {tuple(x.shape)}; expected (..., "

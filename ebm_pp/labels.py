@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ebm_pp.arrays import with_none
 from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.stored import representative
@@ -65,7 +66,7 @@ def _column(groups: Labels, rows: int) -> Any:  # noqa: ANN401 - an array of pan
     if isinstance(groups, Tensor):
         groups = groups.detach().cpu().numpy()
     if isinstance(groups, np.ma.MaskedArray):
-        groups = np.ma.filled(groups.astype(object), None)
+        groups = with_none(groups)
     if isinstance(groups, list | tuple):
         items = (g.item() if isinstance(g, Tensor) and not g.dim() else g for g in groups)
         column = np.fromiter(items, dtype=object, count=len(groups))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report
+from ebm_pp.errors import DataError
 from ebm_pp.evidence import Diagnosable
 from ebm_pp.moments import family_threshold
 from ebm_pp.pareto import threshold
@@ -167,11 +168,14 @@ def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) 
         ax: to draw on; by default a new figure's.
 
     Raises:
-        ValueError: the report was made without data.
+        DataError: the report was made without data.
     """
     data = report.evidence.data
     if data is None:
-        raise ValueError("the report has no moment gaps; expected one of diagnose(fit, data).")
+        raise DataError(
+            "the report has no moment gaps; expected one of diagnose(fit, data).\n  Diagnose with "
+            "rows of data."
+        )
     limit = family_threshold(len(data.gaps))
     largest = sorted(data.gaps.items(), key=lambda item: -abs(item[1].z))[:most]
     names, gaps = zip(*reversed(largest), strict=True)
@@ -211,11 +215,20 @@ def plot_calibration(
         ax: to draw on; by default a new figure's.
         seed: of the draws.
 
+    Raises:
+        DataError: the draws are worth too little to judge two rows.
+
     Source: [S20] Säilynoja, Bürkner & Vehtari 2022, arXiv:2103.10522 (the band).
     """
     draws = importance_sample(fit, n, seed=seed)
     worth = n * log_partition_from_weights(draws.log_weights).ess
-    m = max(min(n_rows(data), int(worth / 10)), 1)
+    m = min(n_rows(data), int(worth / 10))
+    if m < 2:
+        raise DataError(
+            f"plot_calibration: {n_rows(data)} rows, and {n} draws that are worth {worth:.1f}; "
+            "expected 2 rows and a worth of 20.\n  Most likely a generator that does not follow "
+            "the energy: diagnose(fit, rows) says why."
+        )
     some = torch.linspace(0, n_rows(data) - 1, m).round().long()
     u = _share_below(
         log_density_of(fit.model, draws.values),

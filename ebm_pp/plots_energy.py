@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ebm_pp.circle import from_radians
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
@@ -166,9 +167,11 @@ def _moved(model: EnergyModel, data: Sites, row: int, to: dict[str, NDArray[Any]
     n = len(next(iter(to.values())))
     x = {name: value[row].expand(n, *value.shape[1:]).clone() for name, value in data.items()}
     for label, values in to.items():
-        name = site_of(model, label).name
-        number = labels_of(model)[name].index(label)
-        x[name].view(n, -1)[:, number] = torch.from_numpy(values).to(x[name])
+        site = site_of(model, label)
+        number, moved = labels_of(model)[site.name].index(label), torch.from_numpy(values)
+        if site.circular:
+            moved = from_radians(moved, site.period)
+        x[site.name].view(n, -1)[:, number] = moved.to(x[site.name])
     return x
 
 

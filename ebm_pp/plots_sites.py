@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from torch.distributions import constraints
 
-from ebm_pp.circle import wrap
+from ebm_pp.circle import to_radians
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Site, Sites
 from ebm_pp.names import column_names
@@ -174,11 +174,11 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axe
 
 
 def numbers_of(model: EnergyModel, x: Sites, names: list[str]) -> dict[str, NDArray[Any]]:
-    """One column per coordinate of the constrained sites; angles in [-pi, pi), however given."""
+    """One column per coordinate; angles in radians, in [-pi, pi), whatever their unit and turn."""
     values = {name: x[name].detach().cpu().double() for name in x}
     for name in values.keys() & model.sites.keys():
         if model.sites[name].circular:
-            values[name] = wrap(values[name])
+            values[name] = to_radians(values[name], model.sites[name].period)
     wanted = columns(values)
     sizes = {name: value[0].numel() for name, value in x.items()}
     labels = [label for name in names for label in column_names(sizes)[name]]

@@ -282,8 +282,9 @@ def _watched(
         columns = [term[draws] for name, term in terms.items() if name not in model.sites]
         return torch.stack([c for c in columns if c.std() > 0] or columns, -1)
     for name, value in x.items():
-        flat = value.reshape(len(value), -1)
-        parts += [flat.cos(), flat.sin()] if model.sites[name].circular else [flat]
+        flat, site = value.reshape(len(value), -1), model.sites[name]
+        turned = flat * (2 * math.pi / site.period)
+        parts += [turned.cos(), turned.sin()] if site.circular else [flat]
     return torch.cat(parts, -1)
 
 

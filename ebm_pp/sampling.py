@@ -27,8 +27,8 @@ from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.generator import Generator
 from ebm_pp.partition import Estimate, log_partition_from_weights
-from ebm_pp.program import alone
 from ebm_pp.rows import columns_as_html
+from ebm_pp.surroundings import alone
 
 ROWS_AT_ONCE = 16_384  # densities are evaluated in slices of this many rows, to bound memory
 
@@ -366,7 +366,7 @@ def log_prob(fit: Fitted, x: Rows, n: int = 4000, *, seed: int | None = None) ->
         DataError: the rows do not fit the program.
         ProgramError: most draws have no density.
     """
-    rows = fit.model.check(x)
+    rows = {name: value[:] for name, value in fit.model.stored(x).items()}
     estimate = log_partition(fit, n, seed=seed)
     return LogProb(log_density_of(fit.model, rows) - estimate.value, estimate)
 

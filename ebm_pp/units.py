@@ -116,9 +116,11 @@ def _wrapped(x: Float[Tensor, " n"], c: float) -> bool:
     right = int((x > start + c - EDGE * c).sum())
     if below < 0 or above < 0 or min(left, right) < 4:
         return False
+    if len(x.unique()) < FEWEST / 2:  # a few values, 0 and 1, fill nothing
+        return False
     full = below * left < 7 * EDGE * c and above * right < 7 * EDGE * c
     alike = abs(left - right) < 0.5 * (left + right) + 3
-    return full and alike and (c > TURN or _directed(x, c))
+    return full and alike and (c >= TURN or _directed(x, c))
 
 
 def _directed(x: Float[Tensor, " n"], period: float) -> bool:
@@ -161,7 +163,8 @@ def _warn(x: Float[Tensor, " n"], series: Float[Tensor, " m"], site: Site, perio
 
 
 def _fix(period: float, c: float) -> str:
-    to, of = ("2 * math.pi" if p == TURN else f"{p:g}" for p in (period, c))
+    to = "2 * math.pi" if period == TURN else f"{period:g}"
+    of = "(2 * math.pi)" if c == TURN else f"{c:g}"
     site = "Circle()" if c == TURN else f"Circle(period={c})"
     return f"declare the site as {site}, or convert the rows, x * ({to} / {of})."
 
