@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ebm_pp.counts import count
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report
 from ebm_pp.errors import DataError
@@ -176,6 +177,7 @@ def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) 
             "the report has no moment gaps; expected one of diagnose(fit, data).\n  Diagnose with "
             "rows of data."
         )
+    most = count("most", most)
     limit = family_threshold(len(data.gaps))
     largest = sorted(data.gaps.items(), key=lambda item: -abs(item[1].z))[:most]
     names, gaps = zip(*reversed(largest), strict=True)

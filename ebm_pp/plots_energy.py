@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ebm_pp.circle import from_radians
+from ebm_pp.counts import count
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
@@ -59,8 +60,9 @@ def plot_energy_slice(
         figure: to draw on; by default a new one.
 
     Raises:
-        ValueError: no such coordinate, or one of a simplex or matrix, which can't move alone.
+        DataError: no such coordinate, or one of a simplex or matrix, which can't move alone.
     """
+    rows = count("rows", rows)
     _require_free(model, data, coordinate)
     angle = kind_of(model, coordinate) == "angle"
     along = _grid(model, coordinate, data, 361)
@@ -113,7 +115,7 @@ def plot_energy_map(
         ax: to draw on; by default a new figure's.
 
     Raises:
-        ValueError: no such coordinate, or one of a simplex or matrix, which can't move alone.
+        DataError: no such coordinate, or one of a simplex or matrix, which can't move alone.
     """
     for coordinate in (x, y):
         _require_free(model, data, coordinate)
@@ -181,4 +183,6 @@ def _require_free(model: EnergyModel, data: Sites, label: str) -> None:
     free = [name for name in every if kind_of(model, name) not in ("simplex", "matrix")]
     if label not in free:
         why = "cannot move alone" if label in every else "is no coordinate of this program"
-        raise ValueError(f"{label!r} {why}; expected one of {free}.")
+        raise DataError(
+            f"coordinate {label!r} {why}; expected one of {free}.\n  Name one of these."
+        )
