@@ -2,8 +2,8 @@
 
 import dataclasses
 import importlib.metadata
-import os
 import pickle
+import reprlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import CheckpointError
+from ebm_pp.files import first_line, writing
 from ebm_pp.findings import Finding
 from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.outskirts import Outskirts
@@ -23,6 +24,13 @@ from ebm_pp.soft_value import SoftValue
 from ebm_pp.training import Fit, Status
 
 FORMAT = 1
+# What every file has; later versions added policy, soft_value, outskirts, findings.
+FIELDS: dict[str, Any] = {
+    "dtype": str, "model": dict, "generator": dict, "flow": dict | None, "history": list,
+    "status": str, "config": dict, "offset": float | int, "n_train": int, "best_round": int,
+    "detail": str,
+}  # fmt: skip
+DAMAGED = "Most likely a damaged file, or one of another version: take a copy, or fit again."
 
 
 def save(fit: Fit, path: str | Path) -> None:
@@ -31,6 +39,9 @@ def save(fit: Fit, path: str | Path) -> None:
     Args:
         fit: the fit. A generator that is no `FlowGenerator` is saved by its `state_dict()`.
         path: the file to write; its folder is made.
+
+    Raises:
+        DataError: it can't be written.
     """
     generator = fit.generator
     content = {
@@ -52,17 +63,9 @@ def save(fit: Fit, path: str | Path) -> None:
         "outskirts": None if fit.outskirts is None else fit.outskirts._asdict(),
         "findings": [dataclasses.asdict(finding) for finding in fit.findings],
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)  # at once: whoever is killed meanwhile leaves the old file whole
-    finally:
-        beside.unlink(missing_ok=True)
+    # At once: whoever is killed meanwhile leaves the old file whole.
+    with writing(Path(path)) as part, part.open("wb") as file:
+        torch.save(content, file)
 
 
 def load(
@@ -85,62 +88,26 @@ def load(
     Raises:
         CheckpointError: the file is none of ours, or its parameters don't fit the program.
     """
-    content = _read(Path(path))
-    model = EnergyModel(program, *args, **kwargs)
-    try:
-        return _rebuilt(content, model, generator, path)
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
-        said = str(error).splitlines() or [""]
-        raise CheckpointError(
-            f"{path}: a field of the file is missing or not what `save` wrote "
-            f"({type(error).__name__}: {said[0][:200]}).\n  Most likely damaged, or of another "
-            "version: save the fit again."
-        ) from error
-
-
-def _rebuilt(
-    content: dict[str, Any],
-    model: EnergyModel,
-    generator: Callable[[EnergyModel], Generator] | None,
-    path: str | Path,
-) -> Fit:
-    """The fit that a file holds."""
-    dtype = getattr(torch, str(content["dtype"]), None)
-    if dtype not in (torch.float32, torch.float64):
-        raise CheckpointError(
-            f"{path}: dtype {content['dtype']!r}; expected float32 or float64.\n  Save it again."
-        )
-    model = model.to(dtype)
+    path = Path(path)
+    content = _read(path)
+    model = EnergyModel(program, *args, **kwargs).to(_dtype(content["dtype"], path))
     if content.get("soft_value") is not None and model.layout is not None:
-        soft_value = SoftValue(model.layout, **content["soft_value"])
+        soft_value = _made(partial(SoftValue, model.layout), content["soft_value"], path)
         model.soft_value = soft_value.to(model.device, model.dtype)
-    policy = content.get("policy")  # not in files of the first version
-    if generator is None and policy is not None and model.layout is not None:
-        generator = partial(PolicyGenerator, **policy)
-    if generator is None and content["flow"] is None:
+    if generator is not None:
+        made = generator(model)
+    elif content["flow"] is not None:
+        made = _made(partial(FlowGenerator, model), content["flow"], path)
+    elif content.get("policy") is not None and model.layout is not None:
+        made = _made(partial(PolicyGenerator, model), content["policy"], path)
+    else:
         raise CheckpointError(
             f"{path}: the generator was an object of your own.\n"
             "  Pass generator=..., a function that makes it from the model."
         )
-    made = FlowGenerator(model, **content["flow"]) if generator is None else generator(model)
-    for name, part in (("model", model), ("generator", made)):
-        if not isinstance(part, nn.Module):
-            continue
-        for key, value in content[name].items():
-            if value.is_floating_point() and value.isnan().any():
-                raise CheckpointError(
-                    f"{path}: {key!r} of the {name} is not a number.\n  The file is damaged: take "
-                    "another copy."
-                )
-        try:
-            part.load_state_dict(content[name])
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{path}: the saved parameters of the {name} do not fit: {error}\n"
-                "  Most likely the program (or its arguments) changed since the fit was saved."
-            ) from error
+    _restore(model, "model", content, path)
+    if isinstance(made, nn.Module):
+        _restore(made, "generator", content, path)
     return Fit(
         model,
         made,
@@ -148,30 +115,67 @@ def _rebuilt(
         Status[content["status"]],
         _config(content["config"], path),
         float(content["offset"]),
-        int(content["n_train"]),
-        int(content["best_round"]),
-        str(content["detail"]),
-        _outskirts(content.get("outskirts"), model),
-        tuple(Finding(**finding) for finding in content.get("findings", [])),
+        content["n_train"],
+        content["best_round"],
+        content["detail"],
+        _made(partial(_outskirts, model), {"saved": content.get("outskirts")}, path),
+        _made(_findings, {"saved": content.get("findings", [])}, path),
     )
 
 
-def _outskirts(saved: dict[str, Tensor] | None, model: EnergyModel) -> Outskirts | None:
-    """Not in files of the first version, nor of a given density."""
+def _outskirts(model: EnergyModel, saved: dict[str, Tensor] | None) -> Outskirts | None:
     if saved is None:
         return None
     return Outskirts(**{name: value.to(model.device) for name, value in saved.items()})
 
 
-def _config(saved: dict[str, Any], path: str | Path) -> FitConfig:
-    """The settings; fields that this version does not know are another version's."""
-    unknown = set(saved) - {field.name for field in dataclasses.fields(FitConfig)}
+def _findings(saved: list[dict[str, Any]]) -> tuple[Finding, ...]:
+    return tuple(Finding(**finding) for finding in saved)
+
+
+def _dtype(name: str, path: Path) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    raise CheckpointError(f"{path}: dtype {name!r}; expected float32 or float64.\n  {DAMAGED}")
+
+
+def _made(make: Callable[..., Any], settings: object, path: Path) -> Any:  # noqa: ANN401
+    """What saved settings make; whatever they are wrong in, the file is at fault."""
+    try:
+        return make(**settings)  # type: ignore[arg-type]
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+            MemoryError) as error:  # fmt: skip
+        name = getattr(make, "func", make).__name__.strip("_")
+        raise CheckpointError(
+            f"{path}: what is saved makes no {name} ({first_line(error)}).\n  {DAMAGED}"
+        ) from error
+
+
+def _restore(part: nn.Module, name: str, content: dict[str, Any], path: Path) -> None:
+    """Saved parameters into the model or the generator."""
+    saved = content[name]
+    for key, _ in part.named_parameters():
+        if isinstance(saved.get(key), Tensor) and saved[key].isnan().any():
+            raise CheckpointError(f"{path}: {key!r} of the {name} is not a number.\n  {DAMAGED}")
+    try:
+        part.load_state_dict(saved)
+    except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: the saved parameters of the {name} do not fit: {error}\n"
+            "  Most likely the program (or its arguments) changed since the fit was saved."
+        ) from error
+
+
+def _config(saved: dict[str, Any], path: Path) -> FitConfig:
+    """The settings: fields that are missing have their default, unknown ones are refused."""
+    unknown = saved.keys() - {field.name for field in dataclasses.fields(FitConfig)}
     if unknown:
         raise CheckpointError(
-            f"{path}: the settings {sorted(unknown)} are unknown to this version.\n  Most likely "
-            "the file is of a later one: load it there."
+            f"{path}: settings that this version does not know: {sorted(map(str, unknown))}.\n  "
+            "Most likely the file is of a later one: load it there."
         )
-    return FitConfig(**saved)
+    return _made(FitConfig, saved, path)
 
 
 def _policy_settings(generator: Generator) -> dict[str, Any] | None:
@@ -194,13 +198,29 @@ def _read(path: Path) -> dict[str, Any]:
         )
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
-            AttributeError, OSError, AssertionError) as error:  # fmt: skip
+    except Exception as error:  # torn bytes can stop the unpickling anywhere
+        # Of an unpickling torch says how to run what is in the file: nobody should.
+        why = "damaged" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(
-            f"{path}: not a saved fit ({error}).\n  Pass a file that `save` wrote."
+            f"{path}: not a saved fit ({why}).\n  Pass a file that `save` wrote."
         ) from error
     if not isinstance(content, dict) or content.get("ebm_pp") != FORMAT:
         raise CheckpointError(
             f"{path}: not a saved fit of format {FORMAT}.\n  Pass a file that `save` wrote."
         )
+    for name, kind in FIELDS.items():
+        if name not in content:
+            raise CheckpointError(f"{path}: field {name!r} is missing.\n  {DAMAGED}")
+        if not isinstance(content[name], kind):
+            raise CheckpointError(
+                f"{path}: field {name!r} is {reprlib.repr(content[name])}; expected "
+                f"{kind}.\n  {DAMAGED}"
+            )
+    if content["status"] not in Status.__members__:
+        raise CheckpointError(
+            f"{path}: status {content['status']!r}; expected one of {list(Status.__members__)}.\n"
+            f"  {DAMAGED}"
+        )
+    if not all(isinstance(info, dict) for info in content["history"]):
+        raise CheckpointError(f"{path}: the history is no list of records.\n  {DAMAGED}")
     return content

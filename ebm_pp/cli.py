@@ -2,10 +2,8 @@
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import sys
 import traceback
 import warnings
@@ -13,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
-import numpy as np
 import shtab
 import torch
-from torch import Tensor
 
-from ebm_pp.checkpoint import load, save
 from ebm_pp.comparison import compare
 from ebm_pp.config import FitConfig
-from ebm_pp.datatree import to_datatree
-from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.diagnostics import Report, diagnose
+from ebm_pp.density import EnergyModel
+from ebm_pp.diagnostics import Report
 from ebm_pp.errors import (
     CheckpointError,
     ConfigError,
@@ -32,15 +25,20 @@ from ebm_pp.errors import (
     GeneratorError,
     ProgramError,
 )
-from ebm_pp.files import find_program, read_rows, write_arrays, write_rows
+from ebm_pp.files import (
+    find_program,
+    first_line,
+    read_rows,
+    write_rows,
+)
 from ebm_pp.findings import look_at
-from ebm_pp.labels import Labels
 from ebm_pp.names import unused
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import n_rows, pick
-from ebm_pp.report import pictures, write_report
+from ebm_pp.report import write_report
+from ebm_pp.runs import read_run, require_writable, write_diagnosis, write_run
 from ebm_pp.sampling import importance_sample, resample
-from ebm_pp.training import Fit, fit
+from ebm_pp.training import Fit, Status, fit
 
 EXAMPLES = {
     "fit": """  ebm-pp fit models.planar:Planar --data points.npz --out runs/planar
@@ -51,6 +49,7 @@ EXAMPLES = {
   ebm-pp sample runs/planar --weighted --out draws.parquet""",
     "compare": "  ebm-pp compare runs/planar runs/simpler --json",
 }
+INTERRUPTED = 130  # as a shell says of Ctrl-C
 FILES = """
 DATA is a CSV, parquet or npz file. One column (array) per site; a vector site x has the columns
 x[0], x[1], ... Without --held-out, every fifth row at random is held out.
@@ -73,15 +72,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted before there was anything to keep.", file=sys.stderr)
-        return 130
+        print("Interrupted: nothing more was written.", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:  # the last place: whatever was not foreseen
         if options.traceback:
             traceback.print_exc()
-        first = str(error).strip().splitlines()[:1] or [""]
         print(
-            f"Unforeseen {type(error).__name__}: {first[0][:300]}\n  Run again with --traceback "
-            "to see where, and report it.",
+            f"Unforeseen {first_line(error)}\n  Run again with --traceback to see where, and "
+            "report it.",
             file=sys.stderr,
         )
         return 3
@@ -160,100 +158,11 @@ def _tell(result: Fit, report: Report, options: argparse.Namespace, wrote: str =
     return 0 if report.ok else 1
 
 
-def write_run(
-    result: Fit,
-    held_out: Sites,
-    out: Path,
-    *,
-    groups: Labels | None = None,
-    spec: str = "",
-    seed: int = 0,
-) -> Report:
-    """Diagnoses a fit on held-out rows and writes everything a reader needs into a folder.
-
-    Files: `fit.pt` (see `checkpoint`), `held_out.npz`, `run.json`, `report.txt`, `draws.nc`
-    (ArviZ), and the pictures `weights.png`, `pairs.png`, `reweighting.png`, `moments.png`,
-    `calibration.png`, `terms.png`, `energy.png` (in the plane), `energy_SITE.png` (of an angle),
-    `training.png`.
-    """
-    _probe(out)
-    save(result, out / "fit.pt")
-    write_arrays({k: value.cpu() for k, value in held_out.items()}, out / "held_out.npz")
-    settings = {"program": spec, "seed": seed, **_where(spec, out)}
-    (out / "run.json").write_text(json.dumps(settings) + "\n")
-    if groups is not None:
-        np.save(out / "groups.npy", np.asarray(groups))
-    return _write_diagnosis(result, held_out, out, seed, groups)
-
-
-def _write_diagnosis(
-    result: Fit, held_out: Sites, out: Path, seed: int, groups: Labels | None = None
-) -> Report:
-    report = diagnose(result, held_out, groups=groups, seed=seed)
-    (out / "report.txt").write_text(f"{result.status.value} {result.detail}\n\n{report}\n")
-    tree = to_datatree(result, data=held_out, seed=seed)
-    tree.to_netcdf(out / "draws.nc", engine="h5netcdf")
-    shown, missing = pictures(result, held_out, report, seed)
-    for picture in shown:
-        picture.figure.savefig(out / f"{picture.name}.png", dpi=110)
-        plt.close(picture.figure)
-    for line in missing:
-        print(line, file=sys.stderr)
-    return report
-
-
-def _probe(out: Path) -> None:
-    """Makes the folder and tries to write in it, before anything is trained.
-
-    Raises:
-        DataError: it can't be made or written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise DataError(
-            f"--out {out}: can't be written ({error}).\n  Name a folder that you may write to."
-        ) from error
-
-
-def _where(spec: str, out: Path) -> dict[str, str]:
-    """Where the program's file is: absolutely, from the run's folder, and what is in it."""
-    file = Path(spec.rpartition(":")[0])
-    if file.suffix != ".py" or not file.is_file():
-        return {}
-    full = file.resolve()
-    digest = hashlib.sha256(full.read_bytes()).hexdigest()
-    from_run = os.path.relpath(full, out.resolve())
-    return {"absolute": str(full), "from_run": from_run, "sha256": digest}
-
-
-def _program_of(settings: dict[str, Any], out: Path) -> str:
-    """The program's spec as it can be read from here: its file may have moved with the run."""
-    spec = str(settings["program"])
-    where, _, name = spec.rpartition(":")
-    if "sha256" not in settings:
-        return spec
-    tried = [out / settings["from_run"], Path(settings["absolute"]), Path(where)]
-    there = [path for path in tried if path.is_file()]
-    same = [p for p in there if hashlib.sha256(p.read_bytes()).hexdigest() == settings["sha256"]]
-    if not there:
-        raise CheckpointError(
-            f"{out}: the program's file is gone; looked for {[str(path) for path in tried]}.\n"
-            "  Put it back beside the run, or where it was."
-        )
-    if not same:
-        print(f"{there[0]} has changed since this fit was made.", file=sys.stderr)
-    return f"{(same or there)[0]}:{name}"
-
-
 def _fit(options: argparse.Namespace) -> int:
     chosen = {k: v for k in ("rounds", "batch") if (v := getattr(options, k)) is not None}
-    progress = not options.quiet and sys.stderr.isatty()
-    config = FitConfig(seed=options.seed, progress=progress, **chosen)
-    _probe(options.out)
+    chosen |= {"seed": options.seed, "progress": not options.quiet and sys.stderr.isatty()}
+    FitConfig(**chosen)  # what is out of range is said before anything is read
+    require_writable(options.out)
     torch.manual_seed(options.seed)  # of the networks' initial weights
     model = EnergyModel(find_program(options.program))
     data = model.check(read_rows(options.data, model))
@@ -272,34 +181,46 @@ def _fit(options: argparse.Namespace) -> int:
         numbers = shuffled[fifth:]
     else:
         held_out = model.check(read_rows(options.held_out, model))
+    chosen_config = _config(model, chosen)
     with warnings.catch_warnings():
         # `check` has said it, by the numbers of the file's rows; those of the split are of no use.
         warnings.filterwarnings("ignore", message="the data:")
-        result = fit(model, data, config=config, held_out=held_out)
+        result = fit(model, data, config=chosen_config, held_out=held_out)
     result = dataclasses.replace(result, findings=look_at(model, data, numbers))
     report = write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
-    return _tell(result, report, options)
+    code = _tell(result, report, options)
+    if result.status is not Status.INTERRUPTED:
+        return code
+    print(f"Interrupted: what was fitted so far is in {options.out}.", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _config(model: EnergyModel, chosen: dict[str, Any]) -> FitConfig:
+    """What `fit` would take, with the options chosen."""
+    if model.layout is not None:
+        horizon, opaque = model.layout.horizon, model.layout.dynamics.opaque
+        return FitConfig.trajectories(horizon, opaque=opaque, **chosen)
+    return FitConfig(**chosen)
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    result, held_out, groups, settings = _read_run(options.out, options.data)
-    report = _write_diagnosis(result, held_out, options.out, settings["seed"], groups)
+    result, held_out, groups, _, seed = read_run(options.out, options.data)
+    report = write_diagnosis(result, held_out, options.out, seed, groups)
     return _tell(result, report, options)
 
 
 def _report(options: argparse.Namespace) -> int:
-    result, held_out, groups, settings = _read_run(options.out, options.data)
+    result, held_out, groups, program, seed = read_run(options.out, options.data)
     path = options.out / "report.html"
-    report = write_report(
-        result, held_out, path, groups=groups, title=settings["program"], seed=settings["seed"]
-    )
+    report = write_report(result, held_out, path, groups=groups, title=program, seed=seed)
     return _tell(result, report, options, f"Wrote {path}.\n\n")
 
 
 def _sample(options: argparse.Namespace) -> int:
-    result, _, _, _ = _read_run(options.run, None)
+    result = read_run(options.run, None)[0]
     if options.n < 1:
         raise DataError(f"--n {options.n}: expected at least 1.\n  Leave it out for 1000.")
+    FitConfig(seed=options.seed)  # its range is the same
     n = options.n if options.weighted else 4 * options.n  # so that few rows appear twice
     draws = importance_sample(result, max(n, 1000), seed=options.seed)
     weights = log_partition_from_weights(draws.log_weights)
@@ -318,11 +239,11 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    runs = {str(path): _read_run(path, options.data) for path in options.runs}
+    runs = {str(path): read_run(path, options.data) for path in options.runs}
     if len(runs) < 2:
         raise CheckpointError("compare: got one folder; expected two different ones or more.")
     first = runs[str(options.runs[0])]
-    for path, (_, rows, _, _) in runs.items():
+    for path, (_, rows, *_) in runs.items():
         same = rows.keys() == first[1].keys() and all(
             torch.equal(rows[k], first[1][k]) for k in rows
         )
@@ -334,25 +255,3 @@ def _compare(options: argparse.Namespace) -> int:
     table = compare({path: run[0] for path, run in runs.items()}, first[1], groups=first[2])
     print(table.to_json(orient="index", indent=1) if options.json else table.round(3).to_string())
     return int(table.warning.any())
-
-
-def _read_run(out: Path, data: Path | None) -> tuple[Fit, Sites, Tensor | None, dict[str, Any]]:
-    """What `fit` wrote: the fit, rows to judge it by, their groups, program and seed."""
-    run = out / "run.json"
-    if not run.is_file():
-        raise CheckpointError(
-            f"{run}: no such file; expected a folder that `ebm-pp fit` wrote.\n  Check the path."
-        )
-    try:
-        settings = json.loads(run.read_text())
-        program, seed = str(settings["program"]), int(settings["seed"])
-        saved = out / "groups.npy"
-        groups = torch.from_numpy(np.load(saved)) if saved.exists() and not data else None
-    except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"{out}: run.json or groups.npy is damaged ({type(error).__name__}: {error}).\n  Fit "
-            "again, or take the folder from a copy."
-        ) from error
-    result = load(out / "fit.pt", find_program(_program_of(settings, out)))
-    held_out = result.model.check(read_rows(data or out / "held_out.npz", result.model))
-    return result, held_out, groups, {"program": program, "seed": seed}

@@ -58,15 +58,18 @@ def compare(
         trusted; and `log_partition_se`, in nats a row.
 
     Raises:
-        ValueError: fewer than two fits.
-        DataError: the rows do not fit a program, or groups are not one label a row.
+        DataError: fewer than two fits, the rows do not fit a program, or groups are not one
+            label a row.
         ProgramError: the density or log q of a draw is not a number.
 
     Examples:
         >>> compare({"energy": result, "other": other}, held_out)  # doctest: +SKIP
     """
     if len(fits) < 2:
-        raise ValueError(f"compare: got {len(fits)} fits; expected two or more, by name.")
+        raise DataError(
+            f"compare: got {len(fits)} fits; expected two or more, by name.\n  Pass "
+            '{"one": fit, "other": other_fit}.'
+        )
     names, scores, errors, warnings = list(fits), [], [], []
     sites = {name: sorted(fit.model.sites) for name, fit in fits.items()}
     for name, fit in fits.items():

@@ -21,7 +21,8 @@ found, the tree is about the learned parameters instead, and `loo`, `plot_khat`,
 | log_likelihood | chain, draw, row | log p of the data at these parameters |
 
 and posterior_predictive, proposal, observed_data and training as above. A site's name that would
-be lost in the tree (`a/b`, `draw`, `v_dim_0`) is changed as little as need be; see names.py.
+be lost in the tree (`a/b`, `draw`, `v_dim_0`) is changed as little as need be; see
+`names.variable_names`.
 
 Of a fit to trajectories every group has `states` (time, state) and `actions` (step, action),
 however the program named its sites, and `cost` (term), so that
@@ -48,6 +49,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ebm_pp.counts import steps_each
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.evidence import Diagnosable, cost_features
@@ -234,7 +236,7 @@ def _energy(model: EnergyModel, x: Sites) -> Float[Tensor, " n"]:
 
 def _walk(draws: Draws, chains: int, seed: int | None) -> dict[str, Variables]:
     """Posterior and sample_stats from draws alone: the weights suffice for the chains."""
-    steps = len(draws.log_weights) // chains
+    steps = steps_each(len(draws.log_weights), chains)
     with seeded(seed):
         index, _ = metropolis(draws.log_weights[: chains * steps].reshape(chains, steps))
     moved = torch.ones_like(index, dtype=torch.float64)

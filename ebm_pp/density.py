@@ -28,6 +28,7 @@ from torch.nn.parameter import is_lazy
 
 from ebm_pp.ancestral import draw_base, draws_inside
 from ebm_pp.circle import TURN, from_radians, to_radians
+from ebm_pp.counts import count
 from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
 from ebm_pp.errors import ProgramError
 from ebm_pp.findings import look_at, warn
@@ -316,9 +317,11 @@ class EnergyModel(nn.Module):
             Draws, each value `(n, *site_shape)`.
 
         Raises:
+            DataError: n is below 1.
             ProgramError: A site's base is improper, or scaled or masked by the program, or its
                 draws are not inside its support.
         """
+        n = count("n", n)
         for site in self.sites.values():
             if not site.proper:
                 raise ProgramError(

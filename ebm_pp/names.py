@@ -5,19 +5,23 @@ Every name here is as the user wrote it unless it would be lost: then it is chan
 makes it a key of its own, so that no two sites ever share one.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain, count
 
-# Dimensions and variables that the tree has beside the sites (datatree.py), and ArviZ's own word
-# for chains and draws taken together.
-RESERVED = frozenset({"chain", "draw", "sample", "row", "round", "log_weight"})
+# Dimensions and variables that the tree has beside the sites (datatree.py), and ArviZ's own words
+# for chains and draws taken together and for what it says of them.
+RESERVED = frozenset({"chain", "draw", "sample", "summary", "row", "round", "log_weight"})
 BRACKETS = ("[]", "()", "{}", "<>")
+LONG = 100  # characters of a file's name; most systems allow 255 bytes in all
 
 
 def column_names(sizes: Mapping[str, int]) -> dict[str, list[str]]:
     """A name for every number of every site: `x` of a single number, else `x[0]`, `x[1]`, ...
 
-    Beside a site that is itself called `x[0]` the numbers of `x` are `x(0)`, `x(1)`, ...
+    Beside a site that is itself called `x[0]` the numbers of `x` are `x(0)`, `x(1)`, ...; where
+    all brackets are taken, `x[0]_`.
 
     Args:
         sizes: how many numbers each site has.
@@ -34,8 +38,8 @@ def column_names(sizes: Mapping[str, int]) -> dict[str, list[str]]:
         if size == 1:
             found[name] = [name]
             continue
-        for pair in BRACKETS:
-            found[name] = [f"{name}{pair[0]}{j}{pair[1]}" for j in range(size)]
+        for pair in chain(BRACKETS, ("[]" + "_" * k for k in count(1))):
+            found[name] = [f"{name}{pair[0]}{j}{pair[1:]}" for j in range(size)]
             if not taken & {*found[name]}:
                 break
         taken |= {*found[name]}
@@ -65,21 +69,30 @@ def variable_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _writable(name: str) -> str:
-    written = re.sub(r"[\x00-\x1f]|^\.+$", _escape, name.replace("/", ".")) or "%"
+    written = re.sub(r"[\x00-\x1f\ud800-\udfff]|^\.+$", _escape, name.replace("/", ".")) or "%"
     return f"{written}_" if written in RESERVED or re.search(r"_dim_\d+$", written) else written
 
 
 def file_name(name: str) -> str:
-    """The name of a site as a part of a file's, on any system; long ones are cut and numbered.
+    """The name of a site as a part of a file's, on any system; no two names have the same.
+
+    A letter, digit, `_`, `-` or `.` stands for itself, anything else is %XX as in an address. Long
+    names are cut, and end in a digest of the whole.
 
     Examples:
         >>> file_name("wind/dir"), file_name("x [mm]"), file_name("direction")
         ('wind%2Fdir', 'x%20%5Bmm%5D', 'direction')
     """
     written = re.sub(r"[^\w.-]|^\.", _escape, name, flags=re.ASCII)
-    if len(written) <= 100:
+    if len(written) <= LONG:
         return written
-    return f"{written[:80]}-{sum(ord(c) * (i + 1) for i, c in enumerate(name)):x}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{written[:LONG]}-{digest[:12]}"
+
+
+def entry_name(name: str) -> str:
+    """The name of a site as that of an entry in an archive: all but what no archive can hold."""
+    return re.sub(r"[\x00\ud800-\udfff]", _escape, name)
 
 
 def unused(name: str, names: Mapping[str, object]) -> str:
@@ -90,4 +103,4 @@ def unused(name: str, names: Mapping[str, object]) -> str:
 
 
 def _escape(found: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in found.group().encode("utf-8"))
+    return "".join(f"%{byte:02X}" for byte in found.group().encode("utf-8", "surrogatepass"))

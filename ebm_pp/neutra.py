@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from ebm_pp.counts import count
 from ebm_pp.errors import GeneratorError
 from ebm_pp.sampling import Chains, Fitted, log_density_of, seeded
 from ebm_pp.surroundings import trainable
@@ -45,6 +46,7 @@ def neutra_hmc(
         seed: see the module.
 
     Raises:
+        DataError: a number of draws, chains or steps is too small.
         GeneratorError: the generator has no latent space with known Jacobian.
 
     Source: Hoffman et al. 2019, arXiv:1903.03704.
@@ -61,6 +63,8 @@ def neutra_hmc(
         x, log_jacobian = to_sites(state["eps"].unsqueeze(0))
         return -(fit.model.log_density(x) + log_jacobian).squeeze(0)
 
+    n, chains, warmup = count("n", n), count("chains", chains), count("warmup", warmup, 0)
+    max_tree_depth = count("max_tree_depth", max_tree_depth)
     steps = max(n // chains, 1)
     with seeded(seed):
         with torch.no_grad():

@@ -14,20 +14,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ebm_pp.counts import count
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report
+from ebm_pp.errors import DataError
 from ebm_pp.evidence import Diagnosable
 from ebm_pp.moments import family_threshold
 from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.plots_energy import plot_energy_map, plot_energy_slice
 from ebm_pp.plots_sites import (
+    AS_WRITTEN,
     DATA,
     DRAWS,
     Canvas,
-    as_written,
     axes_or_new,
     figure_or_new,
+    legible,
     plot_pairs,
     plot_reweighting,
 )
@@ -127,7 +130,6 @@ def plot_weights(
     return figure
 
 
-@as_written
 @torch.no_grad()
 def plot_factors(
     model: EnergyModel, data: Sites, draws: Sites, *, ax: Axes | None = None
@@ -152,13 +154,12 @@ def plot_factors(
         low, high = np.quantile(values, [0.05, 0.95], axis=1)
         ax.hlines(at + shift, low, high, color=colour, lw=3, alpha=0.5)
         ax.plot(values.mean(1), at + shift, "o", color=colour, ms=5, label=label)
-    ax.set_yticks(at, names, fontsize=9)
+    ax.set_yticks(at, [legible(name) for name in names], fontsize=9, **AS_WRITTEN)
     ax.set_xlabel("log base density of a site, or minus the energy of a factor (nats)")
     ax.legend(frameon=False, fontsize=8)
     return figure
 
 
-@as_written
 def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) -> Figure:
     """The moment gap of every statistic in standard errors, the largest first.
 
@@ -168,11 +169,15 @@ def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) 
         ax: to draw on; by default a new figure's.
 
     Raises:
-        ValueError: the report was made without data.
+        DataError: the report was made without data.
     """
     data = report.evidence.data
     if data is None:
-        raise ValueError("the report has no moment gaps; expected one of diagnose(fit, data).")
+        raise DataError(
+            "the report has no moment gaps; expected one of diagnose(fit, data).\n  Diagnose with "
+            "rows of data."
+        )
+    most = count("most", most)
     limit = family_threshold(len(data.gaps))
     largest = sorted(data.gaps.items(), key=lambda item: -abs(item[1].z))[:most]
     names, gaps = zip(*reversed(largest), strict=True)
@@ -185,7 +190,7 @@ def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) 
     ax.axvline(0, color="0.3", lw=1)
     for side in (-limit, limit):
         ax.axvline(side, color="0.5", ls="--", lw=1)
-    ax.set_yticks(at, names, fontsize=8)
+    ax.set_yticks(at, [legible(name) for name in names], fontsize=8, **AS_WRITTEN)
     ax.set_ylim(-0.7, len(z) - 0.3)
     ax.set_xlabel("mean over data above the model's (standard errors)")
     if len(data.gaps) > most:
@@ -212,11 +217,20 @@ def plot_calibration(
         ax: to draw on; by default a new figure's.
         seed: of the draws.
 
+    Raises:
+        DataError: the draws are worth too little to judge two rows.
+
     Source: [S20] Säilynoja, Bürkner & Vehtari 2022, arXiv:2103.10522 (the band).
     """
     draws = importance_sample(fit, n, seed=seed)
     worth = n * log_partition_from_weights(draws.log_weights).ess
-    m = max(min(n_rows(data), int(worth / 10)), 1)
+    m = min(n_rows(data), int(worth / 10))
+    if m < 2:
+        raise DataError(
+            f"plot_calibration: {n_rows(data)} rows, and {n} draws that are worth {worth:.1f}; "
+            "expected 2 rows and a worth of 20.\n  Most likely a generator that does not follow "
+            "the energy: diagnose(fit, rows) says why."
+        )
     some = torch.linspace(0, n_rows(data) - 1, m).round().long()
     u = _share_below(
         log_density_of(fit.model, draws.values),

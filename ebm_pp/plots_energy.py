@@ -14,17 +14,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ebm_pp.circle import from_radians
+from ebm_pp.counts import count
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.plots_sites import (
+    AS_WRITTEN,
     POINTS,
     Canvas,
-    as_written,
     axes_or_new,
     figure_or_new,
     kind_of,
     labels_of,
+    legible,
     numbers_of,
     scale_axes,
     site_of,
@@ -37,7 +39,6 @@ CELLS = 120  # of a map, each way
 SEEN = 12.0  # nats below the highest density: colours are kept for what is within them
 
 
-@as_written
 @torch.no_grad()
 def plot_energy_slice(
     model: EnergyModel,
@@ -59,8 +60,9 @@ def plot_energy_slice(
         figure: to draw on; by default a new one.
 
     Raises:
-        ValueError: no such coordinate, or one of a simplex or matrix, which can't move alone.
+        DataError: no such coordinate, or one of a simplex or matrix, which can't move alone.
     """
+    rows = count("rows", rows)
     _require_free(model, data, coordinate)
     angle = kind_of(model, coordinate) == "angle"
     along = _grid(model, coordinate, data, 361)
@@ -76,7 +78,8 @@ def plot_energy_slice(
         if polar:
             polar.plot(along, energy - energy.min(), color=colour, lw=1.2)
     ax.set_ylabel("energy above its minimum (nats)")
-    ax.set_xlabel(f"{coordinate} (degrees)" if angle else coordinate)
+    unit = " (degrees)" if angle else ""
+    ax.set_xlabel(f"{legible(coordinate)}{unit}", **AS_WRITTEN)
     ax.set_title(f"others held at {rows} rows of data", fontsize=10)
     scale_axes(ax, model, x=coordinate)
     if polar:
@@ -86,7 +89,6 @@ def plot_energy_slice(
     return figure.figure
 
 
-@as_written
 @torch.no_grad()
 def plot_energy_map(
     model: EnergyModel,
@@ -113,7 +115,7 @@ def plot_energy_map(
         ax: to draw on; by default a new figure's.
 
     Raises:
-        ValueError: no such coordinate, or one of a simplex or matrix, which can't move alone.
+        DataError: no such coordinate, or one of a simplex or matrix, which can't move alone.
     """
     for coordinate in (x, y):
         _require_free(model, data, coordinate)
@@ -141,7 +143,8 @@ def plot_energy_map(
     if set(every) == {x, y}:
         some = slice(0, POINTS)
         ax.plot(every[x][some], every[y][some], ".", color="white", ms=2, alpha=0.5)
-    ax.set(xlabel=x, ylabel=y)
+    ax.set_xlabel(legible(x), **AS_WRITTEN)
+    ax.set_ylabel(legible(y), **AS_WRITTEN)
     scale_axes(ax, model, x=x, y=y)
     return figure
 
@@ -180,4 +183,6 @@ def _require_free(model: EnergyModel, data: Sites, label: str) -> None:
     free = [name for name in every if kind_of(model, name) not in ("simplex", "matrix")]
     if label not in free:
         why = "cannot move alone" if label in every else "is no coordinate of this program"
-        raise ValueError(f"{label!r} {why}; expected one of {free}.")
+        raise DataError(
+            f"coordinate {label!r} {why}; expected one of {free}.\n  Name one of these."
+        )

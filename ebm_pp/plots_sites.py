@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from torch.distributions import constraints
@@ -28,14 +29,13 @@ from ebm_pp.support import plain
 DATA, DRAWS = "#3b6ea5", "#d1663c"  # blue and orange: told apart by most colour-blind readers
 BINS = 48
 POINTS = 1500  # of a ternary plot: more would hide each other
+LONGEST = 48  # characters of a name: longer ones would push the axes off the page
 TRIANGLE = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]])
 
 Canvas = Figure | SubFigure
-# Names of sites are names: a `$` in them starts no formula.
-as_written = mpl.rc_context({"text.parse_math": False})
+AS_WRITTEN: dict[str, Any] = {"parse_math": False}  # a `$` in a site's name starts no formula
 
 
-@as_written
 def plot_pairs(
     model: EnergyModel,
     data: Sites,
@@ -79,12 +79,13 @@ def plot_pairs(
             if i == j and kind_of(model, row) == "angle":
                 ax = figure.add_subplot(grid[i, j], projection="polar")
                 _rose(ax, left[row], right[row])
-                ax.set_title(row, fontsize=10)
+                ax.set_title(legible(row), fontsize=10, **AS_WRITTEN)
                 continue
             ax = figure.add_subplot(grid[i, j])
             if i == j:
                 _marginal(ax, left[row], right[row], edges[row])
-                ax.set_title(row, fontsize=10, y=0.82)  # inside: above, it would label another
+                # Inside: above, it would label another.
+                ax.set_title(legible(row), fontsize=10, y=0.82, **AS_WRITTEN)
             else:
                 part, colours = (left, "Blues") if i > j else (right, "Oranges")
                 _hist(ax, part[column], part[row], edges[column], edges[row], colours)
@@ -92,14 +93,13 @@ def plot_pairs(
             scale_axes(ax, model, x=column)
             ax.tick_params(labelsize=7)
             if i == d - 1:
-                ax.set_xlabel(column)
+                ax.set_xlabel(legible(column), **AS_WRITTEN)
             if j == 0:
-                ax.set_ylabel(row if i != j else "share")
+                ax.set_ylabel(legible(row) if i != j else "share", **AS_WRITTEN)
     figure.suptitle("data (blue, below the diagonal) beside draws (orange, above)", fontsize=11)
     return figure.figure
 
 
-@as_written
 def plot_reweighting(
     model: EnergyModel,
     data: Sites,
@@ -137,10 +137,28 @@ def plot_reweighting(
                label="weighted")  # fmt: skip
         scale_axes(ax, model, x=label)
         ax.set_yticks([])
-        ax.set_title(label, fontsize=10)
+        ax.set_title(legible(label), fontsize=10, **AS_WRITTEN)
         if i == 0:
             ax.legend(frameon=False, fontsize=7)
     return figure.figure
+
+
+def legible(name: str) -> str:
+    r"""A name as a picture shows it: on one line, not too long, of characters that its font has.
+
+    Others are shown by their codes (`\n`, `\u98ce`), which empty boxes would not tell apart.
+    """
+    families = mpl.rcParams["font.family"]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
+    shown = "".join(
+        c if any(font.get_char_index(ord(c)) for font in fonts)
+        else c.encode("unicode_escape").decode()
+        for c in name
+    )  # fmt: skip
+    if len(shown) <= LONGEST:
+        return shown
+    half = LONGEST // 2
+    return f"{shown[:half]}...{shown[-half:]}"
 
 
 def figure_or_new(figure: Canvas | None, size: tuple[float, float]) -> Canvas:
@@ -259,9 +277,10 @@ def _points(columns: dict[str, NDArray[Any]], parts: list[str]) -> NDArray[Any]:
 def _ternary(ax: Axes, parts: list[str], data: NDArray[Any], draws: NDArray[Any]) -> None:
     """A simplex of three parts: at a corner that part is 1, at the side across from it 0."""
     for k, corner in enumerate(TRIANGLE):
-        ax.annotate(f"{parts[k]} = 1", corner, ha="center", va="bottom" if k == 2 else "top",
+        ax.annotate(f"{legible(parts[k])} = 1", corner, ha="center",
+                    va="bottom" if k == 2 else "top",
                     xytext=(0, 3 if k == 2 else -3), textcoords="offset points",
-                    fontsize=9)  # fmt: skip
+                    fontsize=9, **AS_WRITTEN)  # fmt: skip
     ring = [*TRIANGLE, TRIANGLE[0]]
     for start, end in pairwise(ring):
         ax.plot(*zip(start, end, strict=True), color="0.3", lw=1)

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ebm_pp.counts import count
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.errors import GeneratorError
+from ebm_pp.errors import DataError, GeneratorError
 from ebm_pp.evidence import Diagnosable
 from ebm_pp.partition import ess_fraction, log_partition_from_weights
 from ebm_pp.plots_sites import DATA, DRAWS, axes_or_new
@@ -48,16 +49,17 @@ def plot_trajectories(
 
     Raises:
         GeneratorError: the generator is no `PolicyGenerator`.
-        ValueError: the states are integers, or have no such coordinates.
+        DataError: the states are integers, or have no such coordinates.
     """
     policy = _policy_of(fit, "plot_trajectories")
     space = policy.layout.dynamics.space
     if space.n or max(coordinates) >= space.shape[0] or min(coordinates) < 0:
         got = f"integers 0 to {space.n - 1}" if space.n else f"vectors of {space.shape[0]}"
-        raise ValueError(
+        raise DataError(
             f"plot_trajectories: coordinates {coordinates} of states that are {got}; expected two "
             "of a vector.\n  Choose others, or show the costs of integers as a table."
         )
+    n = count("n", n)
     rows = fit.model.check(data)
     with seeded(seed), torch.no_grad():
         x, _ = policy.rsample_and_log_prob(n)
@@ -104,6 +106,7 @@ def plot_horizon(
     Raises:
         GeneratorError: the generator is no `PolicyGenerator`.
     """
+    n = count("n", n)
     policy = _policy_of(fit, "plot_horizon")
     with seeded(seed), torch.no_grad():
         x, _ = policy.rsample_and_log_prob(n)

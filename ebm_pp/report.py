@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.diagnostics import Report, diagnose
-from ebm_pp.errors import ProgramError
+from ebm_pp.errors import DataError, GeneratorError, ProgramError
+from ebm_pp.files import first_line, writing
 from ebm_pp.findings_verdict import findings_as_html
 from ebm_pp.labels import Labels
 from ebm_pp.names import file_name
@@ -39,6 +40,9 @@ from ebm_pp.support import describe
 from ebm_pp.training import Fit
 from ebm_pp.uncertainty import MOST, readable, standard_errors
 
+Maker = tuple[str, str, str, Callable[[], Figure]]  # a picture's name, heading, caption, drawing
+
+WIDEST = 1400.0  # pixels of a picture on the page
 COLUMNS = 8  # numbers in the picture of all pairs: more would be too small to see
 
 
@@ -48,13 +52,15 @@ class Picture(NamedTuple):
     * name: of its file.
     * heading: above it.
     * caption: what it shows, and how to read it.
-    * figure: itself.
+    * png: itself; empty if it can't be drawn.
+    * missing: why not; empty if it can.
     """
 
     name: str
     heading: str
     caption: str
-    figure: Figure
+    png: bytes
+    missing: str = ""
 
 
 def write_report(
@@ -86,23 +92,26 @@ def write_report(
     """
     held_out = fit.model.check(held_out)
     report = diagnose(fit, held_out, groups=groups, seed=seed)
-    shown, missing = pictures(fit, held_out, report, seed)
-    page = _page(fit, held_out, report, shown, missing, groups, title, seed)
-    for picture in shown:
-        plt.close(picture.figure)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    shown = pictures(fit, held_out, report, seed, widest=WIDEST)
+    page = _page(fit, held_out, report, shown, groups, title, seed)
+    with writing(Path(path)) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return report
 
 
 def pictures(
-    fit: Fit, held_out: Sites, report: Report, seed: int | None
-) -> tuple[list[Picture], list[str]]:
-    """Every picture of a fit and its report, for the page or for files; the caller closes them.
+    fit: Fit, held_out: Sites, report: Report, seed: int | None, *, widest: float = math.inf
+) -> list[Picture]:
+    """Every picture of a fit and its report, for the page or for files.
 
-    Returns:
-        The pictures, and a line about each that could not be drawn.
+    One that can't be drawn, as numbers far out or not finite make some, says why in `missing`.
+
+    Args:
+        fit: the fit.
+        held_out: rows that it was not trained on.
+        report: of `diagnose` with them.
+        seed: of the draws.
+        widest: a picture has at most so many pixels across.
     """
     draws = importance_sample(fit, max(4 * n_rows(held_out), 4000), seed=seed)
     corrected = resample(draws, max(n_rows(held_out), 2000), seed=seed)
@@ -111,7 +120,7 @@ def pictures(
     with torch.no_grad():
         log_q = torch.cat([fit.generator.log_prob(x) for x in slices(held_out)])
     at_rows = log_density_of(fit.model, held_out) - log_q
-    makers: list[tuple[str, str, str, Callable[[], Figure]]] = [
+    makers: list[Maker] = [
         (
             "weights",
             "Importance weights",
@@ -148,31 +157,26 @@ def pictures(
     if fit.history:
         caption = "Diagnosis of every round of the training."
         makers.append(("training", "Training", caption, lambda: plot_training(fit)))
-    return _drawn(makers)
+    return [_drawn(*maker, widest) for maker in makers]
 
 
 def _drawn(
-    makers: list[tuple[str, str, str, Callable[[], Figure]]],
-) -> tuple[list[Picture], list[str]]:
-    """The pictures that can be drawn; of numbers that are far out or not finite some can't be."""
-    found, missing = [], []
-    for name, heading, caption, draw in makers:
-        opened = set(plt.get_fignums())
-        try:
-            figure = draw()
-            figure.canvas.draw()  # what fails does so here, not when the page is written
-            found.append(Picture(name, heading, caption, figure))
-        except (ValueError, ArithmeticError, RuntimeError, IndexError) as error:
-            for number in set(plt.get_fignums()) - opened:
-                plt.close(number)
-            said = str(error).splitlines()[0][:200]
-            missing.append(f"{heading}: not drawn ({type(error).__name__}: {said})")
-    return found, missing
+    name: str, heading: str, caption: str, draw: Callable[[], Figure], widest: float
+) -> Picture:
+    before = set(plt.get_fignums())
+    try:
+        figure, buffer = draw(), io.BytesIO()
+        dpi = math.ceil(min(110, widest / figure.get_figwidth()))
+        figure.savefig(buffer, format="png", dpi=dpi)
+        return Picture(name, heading, caption, buffer.getvalue())
+    except Exception as error:  # a fit's verdict and other pictures don't hang on this one
+        return Picture(name, heading, caption, b"", f"not drawn ({first_line(error)})")
+    finally:
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
 
 
-def _beside(
-    model: EnergyModel, held_out: Sites, draws: Draws, corrected: Sites
-) -> list[tuple[str, str, str, Callable[[], Figure]]]:
+def _beside(model: EnergyModel, held_out: Sites, draws: Draws, corrected: Sites) -> list[Maker]:
     """Data beside draws, of as many sites as there is room for."""
     shown = _few(model)
     if not shown:
@@ -193,21 +197,24 @@ def _beside(
     ]
 
 
-def _energies(
-    model: EnergyModel, held_out: Sites
-) -> list[tuple[str, str, str, Callable[[], Figure]]]:
+def _energies(model: EnergyModel, held_out: Sites) -> list[Maker]:
     """The energy of a program in the plane, and along every angle."""
-    found: list[tuple[str, str, str, Callable[[], Figure]]] = []
+    found: list[Maker] = []
     numbers = list(columns(held_out))
     if len(numbers) == 2 == model.dim:
         caption = "The learned energy, with contours of the density at 1, 2, 4 and 8 nats."
         surface = partial(plot_energy_map, model, held_out, *numbers)
         found.append(("energy", "Energy", caption, surface))
+    taken: set[str] = set()  # in small letters: some systems know no others
     for name, site in model.sites.items():
         if site.circular and not site.shape:
+            file = f"energy_{file_name(name)}"
+            while file.lower() in taken:
+                file += "_"
+            taken.add(file.lower())
             caption = f"The energy along {name}, all other sites held at rows of the data."
             circle = partial(plot_energy_slice, model, held_out, name)
-            found.append((f"energy_{file_name(name)}", f"Energy along {name}", caption, circle))
+            found.append((file, f"Energy along {name}", caption, circle))
     return found
 
 
@@ -227,7 +234,6 @@ def _page(
     held_out: Sites,
     report: Report,
     shown: list[Picture],
-    missing: list[str],
     groups: Labels | None,
     title: str,
     seed: int | None,
@@ -236,7 +242,7 @@ def _page(
     head, _, rest = report.verdict.partition(": ")
     mark = "good" if report.ok else "bad"
     ended = text(f"{fit.status.value} {fit.detail}".strip())
-    figures = "".join([*map(_figure, shown), *(f"<p>{text(line)}</p>" for line in missing)])
+    figures = "".join(map(_figure, shown))
     off = [row.verdict not in ("", "ok") for row in report.rows]
     measured = [(row.name, row.text, row.wanted, row.verdict) for row in report.rows]
     numbers = _table("Measurements", ("measured", "value", "wanted", "verdict"), measured, off)
@@ -280,7 +286,7 @@ def _parameters(fit: Fit, held_out: Sites, groups: Labels | None, seed: int | No
         return f"<p>{size} trained numbers outside of networks: none, or too many to list.</p>"
     try:
         found = standard_errors(fit, held_out, list(named), groups=groups, seed=seed)
-    except ProgramError as error:
+    except (ProgramError, DataError, GeneratorError) as error:
         return f"<p>No standard errors: {html.escape(str(error))}</p>"
     numbers = zip(found.values.tolist(), found.standard_errors.tolist(), strict=True)
     texts = [(f"{value:.4g}", f"{error:.2g}") for value, error in numbers]
@@ -316,11 +322,10 @@ def _table(
 
 
 def _figure(picture: Picture) -> str:
-    buffer = io.BytesIO()
-    width = picture.figure.get_figwidth()
-    picture.figure.savefig(buffer, format="png", dpi=min(110, math.ceil(1400 / width)))
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(picture.png).decode()
     heading, caption = html.escape(picture.heading), html.escape(picture.caption)
+    if picture.missing:
+        return f"<h3>{heading}</h3><p>{html.escape(picture.missing)}</p>"
     return (
         f'<figure><h3>{heading}</h3><button type="button" class="zoom" '
         f'aria-label="Enlarge: {heading}"><img src="data:image/png;base64,{data}" '

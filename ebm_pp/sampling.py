@@ -22,9 +22,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ebm_pp.counts import count, steps_each
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Rows, Sites
-from ebm_pp.errors import DataError, GeneratorError, ProgramError
+from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.generator import Generator
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.rows import columns_as_html
@@ -182,10 +183,7 @@ def propose(fit: Fitted, n: int) -> Proposed:
         DataError: n is below 1.
         ProgramError: more than half of the draws are rejected.
     """
-    if n < 1:
-        raise DataError(
-            f"{n} draws were asked for; expected at least 1.\n  Pass n=4000, the usual number."
-        )
+    n = count("n", n)
     sizes = [ROWS_AT_ONCE] * (n // ROWS_AT_ONCE) + [n % ROWS_AT_ONCE]
     parts = [_proposed(fit, size) for size in sizes if size]
     values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
@@ -244,6 +242,7 @@ def resample(draws: Draws, n: int, *, seed: int | None = None) -> Sites:
         Each site, shape (n, *site_shape).
 
     Raises:
+        DataError: n is below 1.
         GeneratorError: no draw has any weight.
 
     Examples:
@@ -251,6 +250,7 @@ def resample(draws: Draws, n: int, *, seed: int | None = None) -> Sites:
         >>> resample(draws, 3, seed=0)
         {'x': tensor([1., 1., 1.])}
     """
+    n = count("n", n)
     _require_weight(draws.log_weights)
     weights = torch.softmax(draws.log_weights.double(), 0)
     with seeded(seed):
@@ -279,7 +279,7 @@ def independence_mh(
         ProgramError: most draws have no density.
     """
     with seeded(seed):
-        if isinstance(draws, int):
+        if not isinstance(draws, Draws):
             proposed = propose(fit, draws)
             return walk(proposed.values, proposed.log_density, proposed.log_q, chains)
         massless = draws.log_weights == -math.inf
@@ -297,12 +297,7 @@ def walk(
     """`independence_mh` over scored draws, from the random stream as it stands."""
     log_weights = log_ratio(log_density, log_q)
     _require_weight(log_weights)
-    if not 1 <= chains <= len(log_weights):
-        raise DataError(
-            f"{len(log_weights)} draws for {chains} chains; expected at least one chain, and a "
-            "draw for each.\n  Make more draws, or fewer chains."
-        )
-    steps = len(log_weights) // chains
+    steps = steps_each(len(log_weights), chains)
     index, acceptance = metropolis(log_weights[: chains * steps].reshape(chains, steps))
     accepted = torch.ones_like(index, dtype=torch.bool)
     accepted[:, 1:] = index[:, 1:] != index[:, :-1]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ebm_pp
-from ebm_pp import cli
+from ebm_pp import cli, runs
 from ebm_pp.files import find_program, read_rows
 
 WELL = """
@@ -167,7 +167,7 @@ BAD_FILES = {
     "nan.csv": "row",
     "other.csv": "no column of that name",
     "four.csv": "4 rows",
-    "folder.csv": "no such file",
+    "folder.csv": "a folder; expected a file",
     "missing.csv": "no such file",
     "objects.npz": "arrays of objects",
     "torn.npz": "not an npz file",
@@ -290,7 +290,7 @@ def test_the_unforeseen_is_exit_code_3_and_one_line(run, monkeypatch, capsys):
     def broken(*_, **__):
         raise ZeroDivisionError("somewhere deep")
 
-    monkeypatch.setattr(cli, "diagnose", broken)
+    monkeypatch.setattr(runs, "diagnose", broken)
     assert cli.main(["diagnose", str(run)]) == 3
     error = capsys.readouterr().err
     assert "ZeroDivisionError: somewhere deep" in error
@@ -302,7 +302,7 @@ def test_the_unforeseen_is_exit_code_3_and_one_line(run, monkeypatch, capsys):
 
 def test_an_interrupt_before_the_fit_is_exit_code_130(run, monkeypatch, capsys):
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    monkeypatch.setattr(cli, "_read_run", lambda *_: timer.start() or threading.Event().wait(5))
+    monkeypatch.setattr(cli, "read_run", lambda *_: timer.start() or threading.Event().wait(5))
     assert cli.main(["diagnose", str(run)]) == 130
     assert "Interrupted" in capsys.readouterr().err
 
