@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/python -m experiments.demo --out runs/wind
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
