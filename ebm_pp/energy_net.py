@@ -72,7 +72,9 @@ class EnergyNet(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
-            rows = torch.randn(max(wells, 1), max(int(rows), 1))
+            if rows < 1:
+                raise DataError(f"EnergyNet was given d={rows}; expected 1 feature at least.")
+            rows = torch.randn(max(wells, 1), int(rows))
             loc, scale = torch.zeros_like(rows[0]), torch.ones_like(rows[0])
         else:
             rows, names = _table(rows)

@@ -21,7 +21,7 @@ from ebm_pp.names import RESERVED, column_names, file_name, variable_names
 from ebm_pp.report import pictures
 
 NAMES = [
-    *RESERVED, "time", "term", "energy", "acceptance", "joint", "log_q", "model", "x [mm]",
+    *sorted(RESERVED), "time", "term", "energy", "acceptance", "joint", "log_q", "model", "x [mm]",
     "wind/dir", "a$_b$c", "$x", "100%", "a%2Fb", "rate, per day", 'say "x"', "it's", "two\nlines",
     "tab\tbed", " led by space", ".hidden", "..", "a.b", "a/b", "/", "класс", "π²", "风速",
     "class", "lambda", "None", "CON", "file", "allow_pickle", "x" * 120, "v_dim_0", "a\\b",
