@@ -6,7 +6,7 @@ if the model gives every draw the density that the plate drew it with; else draw
 
 Samplers in single precision put some draws on the edge of their support, where no density and no
 coordinate is finite. Of a number between ends such a draw is the nearest number inside, its own
-rounding; of matrices and simplices it is drawn again.
+rounding; so are parts of a simplex. Matrices, and draws without a finite density, are drawn again.
 """
 
 import warnings
@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.distributions import constraints
 
 from ebm_pp.checks import agree
 from ebm_pp.errors import ProgramError
@@ -51,9 +52,9 @@ def draw_base(run: Runner, compiled: Compiled, n: int) -> Sites:
     if len(first) == len(compiled.sites):
         return first
     drawn = (
-        _by_vmap(run, first, "error")
+        _by_vmap(run, first, n, "error")
         or _by_plate(run, compiled, n)
-        or _by_vmap(run, first, "ignore")
+        or _by_vmap(run, first, n, "ignore")
     )
     if not drawn:
         rows = [_descend(run, {name: v[i] for name, v in first.items()}) for i in range(n)]
@@ -66,8 +67,8 @@ def draws_inside(
     usable: Callable[[Sites], Bool[Tensor, " n"]],
     sites: dict[str, Site],
     n: int,
-) -> Sites:
-    """`n` draws, each inside its supports.
+) -> tuple[Sites, int]:
+    """`n` draws, each inside its supports, and how many were drawn again for it.
 
     Args:
         draw: gives so many draws, some of which may be on an edge.
@@ -97,23 +98,31 @@ def draws_inside(
             "likely a distribution that draws outside the support it declares, or one too close "
             "to its edge for single precision: use model.double(), or another distribution."
         )
-    if lost > REDRAWN * n:
-        warnings.warn(
-            f"{lost} of {n} draws of the base measure were on an edge of their support in "
-            f"{str(next(iter(x.values())).dtype).removeprefix('torch.')} and were drawn again, "
-            "which takes that share away from the edges.\n  Use model.double(), or a base measure "
-            "that keeps away from them.",
-            UserWarning,
-            stacklevel=4,
-        )
-    return x
+    return x, lost
+
+
+def warn_of_edges(again: int, n: int, dtype: torch.dtype) -> None:
+    """Tells the caller of `sample_base` that many draws were drawn again."""
+    fix = "" if dtype == torch.float64 else "model.double(), or "
+    warnings.warn(
+        f"{again} of {n} draws of the base measure were on an edge of their support, or had no "
+        f"finite density, in {str(dtype).removeprefix('torch.')}; they were drawn again, which "
+        "takes that share away from the edges.\n  "
+        f"Use {fix}a base measure that keeps away from them.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _nudged(x: Sites, sites: dict[str, Site]) -> Sites:
-    """Draws on the end of an interval moved to the nearest number inside."""
+    """Draws on the end of an interval, or parts that are 0, moved to the nearest number inside."""
     found = {}
     for name, value in x.items():
         support = plain(sites[name].support)
+        if isinstance(support, type(constraints.simplex)):  # far below the rounding of their sum
+            tiny = torch.finfo(value.dtype).tiny
+            found[name] = torch.where((value >= 0) & (value < tiny), tiny, value)
+            continue
         low, high = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
         if low is None and high is None:
             found[name] = value
@@ -145,13 +154,17 @@ def _descend(run: Runner, given: Sites) -> Sites:
     return drawn
 
 
-def _by_vmap(run: Runner, first: Sites, slow: Literal["error", "ignore"]) -> Sites | None:
+def _by_vmap(run: Runner, first: Sites, n: int, slow: Literal["error", "ignore"]) -> Sites | None:
     """Under `vmap`; torch warns where an operation falls back to a loop over draws."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(slow, UserWarning)
-            descend = torch.func.vmap(lambda given: _descend(run, given), randomness="different")
-            return descend(first)
+            descend = torch.func.vmap(
+                lambda given, _: _descend(run, given), randomness="different"
+            )
+            return descend(
+                first, torch.arange(n)
+            )  # something to batch over where no site is given
     except (RuntimeError, UserWarning):  # a sampler without a batching rule
         return None
 

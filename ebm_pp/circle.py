@@ -79,12 +79,7 @@ class Circle(TorchDistribution):
         period: float = TURN,
         validate_args: bool | None = None,
     ) -> None:
-        if isinstance(period, bool | str) or not 0 < float(period) < math.inf:
-            raise ProgramError(
-                f"Circle(period={period!r}): expected a positive number, the length of a turn.\n  "
-                "Use 360 for degrees, 24 for hours; leave it out for radians."
-            )
-        self.period = float(period)
+        self.period = _length(period)
         super().__init__(torch.Size(batch_shape), validate_args=validate_args)
 
     @property
@@ -108,6 +103,21 @@ class Circle(TorchDistribution):
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         return torch.full_like(value, -math.log(self.period)).expand(shape)
+
+
+def _length(period: object) -> float:
+    """A period as a number, or the error that says what it is."""
+    learned = isinstance(period, Tensor) and period.requires_grad
+    try:
+        length = math.nan if learned or isinstance(period, bool | str) else float(period)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        length = math.nan
+    if not 0 < length < math.inf:
+        raise ProgramError(
+            f"Circle(period={period!r}): expected a positive number, the length of a turn.\n  "
+            "Use 360 for degrees, 24 for hours; leave it out for radians."
+        )
+    return length
 
 
 def to_radians(value: Tensor, period: float) -> Tensor:

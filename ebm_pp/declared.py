@@ -59,7 +59,7 @@ def asked(fn: Distribution, site: Site) -> Site:
     outside = (draws < low - slack) | (draws > high + slack)
     _refuse_outside(fn, site, draws[outside.reshape(n, -1).any(1)], n, allowed=0)
     _refuse_atoms(fn, site, draws)
-    _refuse_walls(fn, site, draws)
+    _refuse_walls(fn, site, draws, low, high)
     return site
 
 
@@ -98,7 +98,9 @@ def _refuse_atoms(fn: Distribution, site: Site, draws: Tensor) -> None:
     )
 
 
-def _refuse_walls(fn: Distribution, site: Site, draws: Tensor) -> None:
+def _refuse_walls(
+    fn: Distribution, site: Site, draws: Tensor, start: Tensor, stop: Tensor
+) -> None:
     """The density just beyond the draws must not be zero, if it is finite at the last of them."""
     transform = bijection(site.support)
     z = transform.inv(draws)
@@ -112,7 +114,8 @@ def _refuse_walls(fn: Distribution, site: Site, draws: Tensor) -> None:
         far = 1e9 if isinstance(site.support, REAL) else FAR
         if bool((edge.abs() > far).any()):
             continue
-        if not bool(in_support(site, x[None])) or fn.log_prob(transform(last)).isinf().any():
+        inside = bool(((x > start) & (x < stop)).all())  # not rounded to an end
+        if not inside or fn.log_prob(transform(last)).isinf().any():
             continue
         if (fn.log_prob(x) == -math.inf).any():
             ends = ", ".join(f"{transform(z).flatten()[0].item():.4g}" for z in (low, high))

@@ -26,7 +26,7 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 from torch.nn.parameter import is_lazy
 
-from ebm_pp.ancestral import draw_base, draws_inside
+from ebm_pp.ancestral import REDRAWN, draw_base, draws_inside, warn_of_edges
 from ebm_pp.circle import TURN, from_radians, to_radians
 from ebm_pp.counts import count
 from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
@@ -122,7 +122,7 @@ class EnergyModel(nn.Module):
             self._compiled = compile_program(
                 self._run, partial(self._run, validate=True), self, batching
             )
-        self._compiling = False
+        self._compiling, self._told_of_edges = False, False
         self.batching = self._compiled.batching
         self.soft_value: SoftValue | None = None
         self._set_sites(self._compiled.sites)
@@ -330,10 +330,13 @@ class EnergyModel(nn.Module):
                     "a normalised distribution, or do not draw from the base."
                 )
         with evaluating(n):
-            return draws_inside(
-                lambda m: draw_base(self._run, self._compiled, m), self._usable,
-                self.sites, n,
-            )  # fmt: skip
+            x, again = draws_inside(
+                lambda m: draw_base(self._run, self._compiled, m), self._usable, self.sites, n
+            )
+        if again > REDRAWN * n and not self._told_of_edges:
+            self._told_of_edges = True
+            warn_of_edges(again, n, self.dtype)
+        return x
 
     def _usable(self, x: Sites) -> Bool[Tensor, "n"]:
         """Whether each draw is inside its supports, and its coordinates and density are finite."""

@@ -71,7 +71,7 @@ def agreement(counts: np.ndarray) -> float:
 
 def row_counts(table: Float[np.ndarray, "n c"]) -> np.ndarray:
     """How many rows each distinct row stands for, by a hash of their bits."""
-    bits = np.ascontiguousarray(table + 0.0).view(np.uint64)  # -0 becomes 0
+    bits = np.ascontiguousarray(table + 0.0, np.float64).view(np.uint64)  # -0 becomes 0
     odd = np.random.default_rng(0).integers(2**63, size=table.shape[1], dtype=np.uint64) * 2 + 1
     mixed = (bits ^ (bits >> np.uint64(32))) * odd
     return np.unique((mixed ^ (mixed >> np.uint64(29))).sum(1), return_counts=True)[1]

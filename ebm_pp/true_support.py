@@ -10,7 +10,7 @@ declares itself, and asked about (declared.py).
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from pyro.distributions import (
@@ -63,8 +63,9 @@ def support_of(fn: Distribution, name: str) -> Any:  # noqa: ANN401 - torch call
         return _of_parts(fn.component_distribution, name)
     if isinstance(fn, ANGLES):
         return circular
-    if isinstance(fn, TransformedDistribution) and type(fn).support in UNDECLARED:
-        return _image(fn, name)
+    if _is_undeclared(fn):
+        found = _image(fn, name)
+        return plain(fn.support) if found is None else found
     try:
         return plain(fn.support)  # type: ignore[arg-type]
     except NotImplementedError as error:
@@ -73,6 +74,10 @@ def support_of(fn: Distribution, name: str) -> Any:  # noqa: ANN401 - torch call
             "in its class where its density is positive, support = constraints.real, or "
             "interval(low, high)."
         ) from error
+
+
+def _is_undeclared(fn: Distribution) -> TypeGuard[TransformedDistribution]:
+    return isinstance(fn, TransformedDistribution) and type(fn).support in UNDECLARED
 
 
 def _of_parts(part: Distribution, name: str) -> Any:  # noqa: ANN401
@@ -92,6 +97,7 @@ def _of_parts(part: Distribution, name: str) -> Any:  # noqa: ANN401
 
 
 def _image(fn: TransformedDistribution, name: str) -> Any:  # noqa: ANN401
+    """The image of the base's support; None where it is not known."""
     for part in fn.transforms:
         if not part.bijective:
             raise ProgramError(
@@ -106,15 +112,14 @@ def _image(fn: TransformedDistribution, name: str) -> Any:  # noqa: ANN401
     if isinstance(base, Circular):
         return _turned(base, parts, name)
     ends = ends_of(base)
-    found = None
-    if ends is not None:
-        whole = fn.base_dist.batch_shape + fn.base_dist.event_shape
-        shape = torch.broadcast_shapes(ends[0].shape, whole)
-        ends = [end.expand(shape) for end in ends]
-        for part in parts:
-            ends = [_through(part, end) for end in ends]
-        found = _between(torch.minimum(*ends), torch.maximum(*ends))
-    return plain(fn.support) if found is None else found
+    if ends is None:
+        return None
+    whole = fn.base_dist.batch_shape + fn.base_dist.event_shape
+    shape = torch.broadcast_shapes(ends[0].shape, whole)
+    ends = [end.expand(shape) for end in ends]
+    for part in parts:
+        ends = [_through(part, end) for end in ends]
+    return _between(torch.minimum(*ends), torch.maximum(*ends))
 
 
 def _flat(parts: Sequence[Transform]) -> list[Transform]:
@@ -189,12 +194,15 @@ def _through(part: Transform, end: Tensor) -> Tensor:
     if isinstance(part, transforms.CatTransform):
         one_by_one = zip(part.transforms, end.split(part.lengths, part.dim), strict=True)
         return torch.cat([_through(one, x) for one, x in one_by_one], part.dim)
-    if isinstance(part, transforms.AffineTransform):
-        return _shifted(end, torch.as_tensor(part.loc), torch.as_tensor(part.scale))
+    if isinstance(kind, transforms.AffineTransform):
+        loc, scale = torch.as_tensor(kind.loc), torch.as_tensor(kind.scale)
+        if kind is part:
+            return _shifted(end, loc, scale)
+        return _shifted(end - loc, torch.zeros_like(loc), scale.reciprocal())
     if isinstance(kind, transforms.SigmoidTransform):  # torch's own stops short of 0 and 1
         return torch.sigmoid(end) if kind is part else torch.logit(end)
     single = part.domain.event_dim == part.codomain.event_dim == 0
-    if not single and not isinstance(kind, MOVERS | transforms.AffineTransform):
+    if not single and not isinstance(kind, MOVERS):
         return torch.full_like(end, math.nan)
     image = part(end)
     kept = isinstance(kind, transforms.PowerTransform) and bool(((end == 0) | end.isinf()).all())
@@ -213,7 +221,7 @@ def _shifted(end: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 
 def holds(fn: Distribution, value: Tensor, name: str) -> bool:
-    """Whether a value's preimage lies in the support of the base behind all transforms.
+    """Whether a value comes from inside the base, behind transforms whose image is not known.
 
     Args:
         fn: of a site.
@@ -226,11 +234,12 @@ def holds(fn: Distribution, value: Tensor, name: str) -> bool:
         elif isinstance(fn, MixtureSameFamily):
             fn = fn.component_distribution
             value = value.unsqueeze(-1 - len(fn.event_shape))
-        elif isinstance(fn, TransformedDistribution):
+        elif _is_undeclared(fn):
+            known = _image(fn, name) is not None
             for part in reversed(fn.transforms):
                 value = part.inv(value)
             fn = fn.base_dist
-            if not bool(support_of(fn, name).check(value).all()):
+            if not known and not bool(support_of(fn, name).check(value).all()):
                 return False
         else:
             return True

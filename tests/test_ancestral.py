@@ -5,8 +5,10 @@ import torch
 from oracle import compiled
 from programs_with_parameters import VALID
 
+from ebm_pp import FitConfig, fit
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import ProgramError
+from ebm_pp.training import Status
 
 
 def test_base_moments():
@@ -122,13 +124,33 @@ EDGY = {
     "Dirichlet(.05)": lambda: dist.Dirichlet(torch.full((3,), 0.05)),
     "Dirichlet(1)": lambda: dist.Dirichlet(torch.ones(3)),
     "LKJ(3, .1)": lambda: dist.LKJCholesky(3, torch.tensor(0.1)),
+    "LKJ(3, .1) matrix": lambda: dist.LKJ(3, torch.tensor(0.1)),
+    "LKJ(20, .5)": lambda: dist.LKJCholesky(20, torch.tensor(0.5)),
+    "InverseGamma(.01)": lambda: dist.InverseGamma(0.01, 1.0),
+    "Kumaraswamy(.1, .1)": lambda: dist.Kumaraswamy(torch.tensor(0.1), torch.tensor(0.1)),
+    "StudentT(.05)": lambda: dist.StudentT(torch.tensor(0.05)),
+    "Cauchy": lambda: dist.Cauchy(0.0, 1e36),
+    "Weibull(.05)": lambda: dist.Weibull(1.0, 0.05),
+    "FisherSnedecor": lambda: dist.FisherSnedecor(torch.tensor(0.1), torch.tensor(0.1)),
+    "Exponential + 10,000": lambda: dist.TransformedDistribution(
+        dist.Exponential(1.0), [torch.distributions.AffineTransform(1e4, 1.0)]
+    ),
+    "tanh": lambda: dist.TransformedDistribution(
+        dist.Normal(0.0, 5.0), [torch.distributions.TanhTransform()]
+    ),
+    "ordered": lambda: dist.TransformedDistribution(
+        dist.Normal(torch.zeros(3), 10.0).to_event(1), [dist.transforms.OrderedTransform()]
+    ),
+    "RelaxedOneHot": lambda: dist.RelaxedOneHotCategorical(
+        torch.tensor(0.1), probs=torch.ones(3) / 3
+    ),
     "LKJ(3, 1)": lambda: dist.LKJCholesky(3, torch.tensor(1.0)),
     "Wishart": lambda: dist.Wishart(torch.tensor(3.1), torch.eye(3)),
 }
 
 
 @pytest.mark.parametrize("name", EDGY)
-@pytest.mark.filterwarnings("ignore:.*were on an edge of their support:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*were on an edge of their support, or had no:UserWarning")
 @pytest.mark.filterwarnings("ignore:Singular sample detected:UserWarning")
 def test_no_draw_is_on_the_edge(name):
     torch.manual_seed(0)
@@ -148,6 +170,34 @@ def test_no_draw_is_on_the_edge(name):
         torch.set_flush_denormal(True)
         assert model.inside(x).all()
         torch.set_flush_denormal(False)
+
+
+def test_a_share_that_is_drawn_again_is_told_once():
+    model = EnergyModel(lambda: pyro.sample("x", dist.Cauchy(0.0, 1e37)))
+    with pytest.warns(UserWarning, match=r"(?s)of 5000 draws .* in float32;.*model.double\(\)"):
+        model.sample_base(5000)
+    model.sample_base(5000)  # a second warning would be an error
+
+
+@pytest.mark.parametrize(
+    "name", ["LKJ(3, .1)", "Wishart", "LogNormal(0, 30)", "InverseGamma(.01)"]
+)
+@pytest.mark.filterwarnings("ignore:.*were on an edge of their support, or had no:UserWarning")
+@pytest.mark.filterwarnings("ignore:Singular sample detected:UserWarning")
+def test_a_fit_over_a_base_on_the_edge_is_finite(name):
+    def program():
+        x = pyro.sample("x", EDGY[name]())
+        w = pyro.param("w", torch.tensor(0.0))
+        pyro.factor("f", -w * x.flatten()[0].abs().log1p())
+
+    torch.manual_seed(0)
+    model = EnergyModel(program)
+    rows = model.sample_base(300)
+    config = FitConfig(
+        rounds=2, batch=64, pool=256, warm_start_steps=20, energy_steps=5, progress=False
+    )
+    fitted = fit(model, rows, config=config)
+    assert fitted.status is not Status.NON_FINITE
 
 
 def test_a_nudge_moves_nothing_else():
