@@ -145,7 +145,7 @@ def _collinear(columns: Sequence[Column], near: Bool[np.ndarray, " n"]) -> Itera
     if len(shown) < 2 or near.sum() < len(shown) + LEAST:
         return
     given = table_of(columns)
-    near &= bulk(given)
+    near = near & bulk(given)
     free = np.stack([c.given if c.free is None else c.free for c in shown], 1)
     named: set[int] = set()
     for table, words in ((given, ""), (free, " in unconstrained coordinates")):
@@ -206,13 +206,11 @@ def _tied(column: Column, found: Ties, n: int, *, fatal: bool) -> Finding:
         )
     else:
         advice = (
-            (
-                "Log-likelihoods mean nothing: a density can rise without bound at every value. "
-                * fatal
-            )
-            + "Make them continuous: add uniform jitter of the rounding's width "
+            "Make them continuous: add uniform jitter of the rounding's width "
             f"({found.step:.3g}), inside the support."
         )
+        if fatal:
+            advice = f"So coarse, log-likelihoods mean nothing. {advice}"
     whole = ", all whole numbers" if found.whole else ""
     return Finding(
         "tied_rows", column.site,
