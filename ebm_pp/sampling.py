@@ -25,7 +25,7 @@ from torch import Tensor
 from ebm_pp.counts import count, steps_each
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Rows, Sites
-from ebm_pp.errors import DataError, GeneratorError, ProgramError
+from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.generator import Generator
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.rows import columns_as_html
