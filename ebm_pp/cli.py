@@ -241,7 +241,9 @@ def _sample(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     runs = {str(path): read_run(path, options.data) for path in options.runs}
     if len(runs) < 2:
-        raise CheckpointError("compare: got one folder; expected two different ones or more.")
+        raise CheckpointError(
+            "compare: got one folder; expected two different ones or more.\n  Name another run."
+        )
     first = runs[str(options.runs[0])]
     for path, (_, rows, *_) in runs.items():
         same = rows.keys() == first[1].keys() and all(
