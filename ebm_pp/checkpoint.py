@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import CheckpointError
+from ebm_pp.findings import Finding
 from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy import NeuralPolicy, PolicyGenerator
@@ -49,6 +50,7 @@ def save(fit: Fit, path: str | Path) -> None:
         "best_round": fit.best_round,
         "detail": fit.detail,
         "outskirts": None if fit.outskirts is None else fit.outskirts._asdict(),
+        "findings": [dataclasses.asdict(finding) for finding in fit.findings],
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +152,7 @@ def _rebuilt(
         int(content["best_round"]),
         str(content["detail"]),
         _outskirts(content.get("outskirts"), model),
+        tuple(Finding(**finding) for finding in content.get("findings", [])),
     )
 
 

@@ -30,6 +30,7 @@ from ebm_pp.ancestral import draw_base, draws_inside
 from ebm_pp.circle import TURN, from_radians, to_radians
 from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
 from ebm_pp.errors import ProgramError
+from ebm_pp.findings import look_at, warn
 from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks
 from ebm_pp.rows import columns_as_html
 from ebm_pp.soft_value import SoftValue
@@ -342,6 +343,10 @@ class EnergyModel(nn.Module):
     def check(self, x: object) -> Sites:
         """User data as rows of this model: checked, never repaired.
 
+        A `UserWarning` names what makes a fit to the rows meaningless (findings.py): tied values,
+        columns that are constant or determine one another, rows far from all others, a spread
+        that the model's type does not resolve.
+
         Args:
             x: A dict from site name to an array, tensor or nested list `(n, *site_shape)`.
 
@@ -352,10 +357,12 @@ class EnergyModel(nn.Module):
             DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
                 finite, outside the support or on its boundary, or there are no rows.
         """
-        return {name: value[:] for name, value in self.stored(x).items()}
+        rows = self.stored(x)
+        warn(look_at(self, rows))
+        return {name: value[:] for name, value in rows.items()}
 
     def stored(self, x: object) -> Data:
-        """`check` without copies: rows in a file or of another type are converted when indexed."""
+        """`check` without copies or warnings: rows elsewhere are converted when indexed."""
         return check_rows(x, self.sites, self.dtype, self.device, self.layout)
 
     def lazy(self, x: Rows) -> Data:

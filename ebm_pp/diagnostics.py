@@ -1,7 +1,10 @@
 """`diagnose`: may the draws, log Z and the fit be used, and if not, what is wrong?
 
-Evidence comes from three sides: the proposal's own weights (pareto.py), data and base measure
-(reach.py), and moments (moments.py). The causes are told apart in this order:
+The rows come first, those of the training and those given: tied values, columns that determine one
+another, far rows and lost digits (findings.py) make log-likelihoods meaningless or explain what
+else is seen. Evidence on the fit comes from three sides: the proposal's own weights (pareto.py),
+data and base measure (reach.py), and moments (moments.py). The causes are told apart in this
+order:
 
 | weights | density and data | cause |
 |---|---|---|
@@ -22,10 +25,11 @@ shift them too.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, measure
+from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, findings_of, measure
+from ebm_pp.findings_verdict import findings_as_html, findings_as_text, rows_first
 from ebm_pp.labels import Labels
 from ebm_pp.moments import Gap, family_threshold, moment_gaps
 from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
@@ -78,8 +82,10 @@ class Report:
         problems: short keys of what is wrong, the cause first: `dropped_mode`, `narrow_proposal`,
             `heavy_tail`, `single_draw`, `undetermined_tail`, `low_ess`, `leaked_mass`,
             `wrong_factor`, `offset_gap`, `imprecise_log_partition`, `poor_mixing`; of trajectories
-            also `other_start` (they start elsewhere than the declared law).
-        where: the site statistic or term that the first problem is about; empty if none.
+            also `other_start` (they start elsewhere than the declared law). Before them what makes
+            rows unfit for any density: `constant_column`, `collinear`, `tied_rows`,
+            `repeated_rows`, `far_rows`, `precision`.
+        where: the site, site statistic or term that the first problem is about; empty if none.
         evidence: all measurements.
     """
 
@@ -95,10 +101,10 @@ class Report:
         return not self.problems
 
     def __str__(self) -> str:
-        return as_text(self.rows, self.verdict)
+        return findings_as_text(self.evidence.findings) + as_text(self.rows, self.verdict)
 
     def _repr_html_(self) -> str:
-        return as_html(self.rows, self.verdict)
+        return findings_as_html(self.evidence.findings) + as_html(self.rows, self.verdict)
 
 
 def diagnose(
@@ -134,9 +140,12 @@ def diagnose(
     """
     with seeded(seed):
         found = measure(fit, data, n, CHAINS, groups)
+    found = replace(found, findings=findings_of(fit, data))
     problems = _problems(found)
     where, verdict = _explain(problems, found)
-    return Report(_rows(found, problems), verdict, problems, where, found)
+    rows = _rows(found, problems)
+    keys, site, verdict = rows_first(found.findings, bool(problems), verdict)
+    return Report(rows, verdict, (*keys, *problems), site or where, found)
 
 
 def _problems(found: Evidence) -> tuple[str, ...]:

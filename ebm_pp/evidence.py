@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
+from ebm_pp.findings import Finding, look_at
 from ebm_pp.labels import Labels, rows_and_labels
 from ebm_pp.leak import Leak, find_leak
 from ebm_pp.moments import (
@@ -105,6 +106,7 @@ class Evidence:
         keeps_modes: whether the generator was trained by weighted forward KL.
         own: whether moments are compared with the policy's own draws instead of weighted ones:
             weights of whole trajectories are unusable, though every single step is fine.
+        findings: what is wrong with rows themselves, each with whose rows these are.
     """
 
     n: int
@@ -123,6 +125,7 @@ class Evidence:
     own: bool = False
     heavy_base: bool = False
     keeps_modes: bool = False
+    findings: tuple[tuple[str, Finding], ...] = ()
 
 
 @torch.no_grad()
@@ -177,6 +180,18 @@ def measure(
         data=at_data,
         heavy_base=getattr(fit.generator, "raw_df", None) is not None,
         keeps_modes=loss in ("auto", "weighted_forward_kl"),
+    )
+
+
+def findings_of(
+    fit: Diagnosable, data: Mapping[str, Any] | None
+) -> tuple[tuple[str, Finding], ...]:
+    """What is wrong with the rows a fit was trained on, and with the rows given."""
+    trained = getattr(fit, "findings", ())  # a stand-in for a fit need not have any
+    given = () if data is None else look_at(fit.model, fit.model.stored(data))
+    return (
+        *(("training rows", finding) for finding in trained),
+        *(("these rows", finding) for finding in given),
     )
 
 

@@ -19,6 +19,7 @@ from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import ProgramError
+from ebm_pp.findings_verdict import findings_as_html
 from ebm_pp.labels import Labels
 from ebm_pp.names import file_name
 from ebm_pp.plots import (
@@ -255,7 +256,8 @@ def _page(
 <p>How training ended: {ended}</p>
 <nav aria-label="On this page"><a href="#numbers">Numbers</a> <a href="#pictures">Pictures</a>
 <a href="#parameters">Parameters</a> <a href="#settings">Settings</a></nav></header>
-<main><section id="numbers"><h2>Numbers</h2>{numbers}
+<main><section id="numbers"><h2>Numbers</h2>{findings_as_html(report.evidence.findings)}
+{numbers}
 <p>{n_rows(held_out)} held-out rows, {report.evidence.n} draws of the generator.</p></section>
 <section id="pictures"><h2>Pictures</h2>{figures}</section>
 <section id="parameters"><h2>Parameters</h2>{_parameters(fit, held_out, groups, seed)}</section>

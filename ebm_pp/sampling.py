@@ -366,7 +366,7 @@ def log_prob(fit: Fitted, x: Rows, n: int = 4000, *, seed: int | None = None) ->
         DataError: the rows do not fit the program.
         ProgramError: most draws have no density.
     """
-    rows = fit.model.check(x)
+    rows = {name: value[:] for name, value in fit.model.stored(x).items()}
     estimate = log_partition(fit, n, seed=seed)
     return LogProb(log_density_of(fit.model, rows) - estimate.value, estimate)
 

@@ -16,28 +16,27 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ebm_pp.best import Best
+from ebm_pp.best import Best, changed_by
 from ebm_pp.capture import still_right
-from ebm_pp.checks import agree, holding, put
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import REJECTED, diagnose
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.evidence import USABLE_ESS, require_density
+from ebm_pp.findings import Finding, blamed, look_at, warn
+from ebm_pp.findings_verdict import HEADS
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
 from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy_steps import project, refit
-from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, pick, scored
+from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
 from ebm_pp.rows import columns_as_html, shown
 from ebm_pp.stored import Data, at_most, representative
 from ebm_pp.surroundings import as_called, trainable
 
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
-# Problems of `diagnose` that are the energy's, not the generator's.
-ENERGY = ("leaked_mass", "wrong_factor", "offset_gap")
-
-COMPARED = 64  # rows at which a callback's changes are looked for
+# Problems of `diagnose` that are the energy's or the rows', not the generator's.
+ENERGY = ("leaked_mass", "wrong_factor", "offset_gap", *HEADS)
 
 
 class Status(enum.Enum):
@@ -87,6 +86,7 @@ class Fit:
         detail: where it ended, e.g. the step whose loss was not finite, or what is wrong.
         outskirts: where the training rows say that nothing else draws (see outskirts.py), for
             `diagnose`; None for a given density.
+        findings: what is wrong with the training rows themselves (`findings.py`).
     """
 
     model: EnergyModel
@@ -99,22 +99,24 @@ class Fit:
     best_round: int = -1
     detail: str = ""
     outskirts: Outskirts | None = None
+    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         lines = [f"{self.status.value} {self.detail}".strip()]
-        for info in self._returned():
+        for info in self.returned:
             numbers = ", ".join(f"{name} {value}" for name, value in _postfix(info).items())
             lines.append(f"Round {info['round'] + 1} of {self.config.rounds}: {numbers}.")
         return "\n".join([*lines, "Next: diagnose(fit, held_out_rows)."])
 
-    def _returned(self) -> list[dict[str, Any]]:
+    @property
+    def returned(self) -> list[dict[str, Any]]:
         """The record of the round whose parameters these are; none if none was diagnosed."""
         return [info for info in self.history if info["round"] == self.best_round]
 
     def _repr_html_(self) -> str:
         """The status sentence first, then the program and the round that was returned."""
         numbers = {"round": [f"{self.best_round + 1} of {self.config.rounds}"]} | {
-            name: [value] for info in self._returned() for name, value in _postfix(info).items()
+            name: [value] for info in self.returned for name, value in _postfix(info).items()
         }
         status = f"{self.status.value} {self.detail}".strip()
         return (
@@ -148,14 +150,17 @@ def fit(
             best log-likelihood is returned, and training ends when it no longer rises.
         callback: called as `callback(round, info)` after every diagnosis. What it changes in the
             program, attributes, buffers, parameters, is trained, evaluated and returned; rounds
-            before the change are then no longer candidates for the best.
+            before the change are then no longer candidates for the best. It must not wait for
+            another thread that calls this library: one thread at a time does.
 
     Returns:
-        The fit with the best parameters so far. A run that failed says so in `status`.
+        The fit with the best parameters so far. A run that failed says so in `status`. What is
+        wrong with the rows is in `findings`; a `UserWarning` names what makes a fit meaningless.
 
     Raises:
         ProgramError: data are given but the program has no parameters to train.
-        DataError: data or held-out rows do not fit the program, or fewer rows than a batch.
+        DataError: data or held-out rows do not fit the program, or fewer rows than a batch; or
+            no generator can follow a column.
         GeneratorError: the generator's draws and `log_prob` disagree, or its loss can't be used.
     """
     if not isinstance(model, EnergyModel):
@@ -189,17 +194,26 @@ def _fit(
     callback: Callable[[int, dict[str, Any]], None],
 ) -> Fit:
     rows, some_held_out = _checked(model, data, held_out, config)
+    findings = () if rows is None else look_at(model, rows)
     bar = tqdm(total=config.rounds, desc="fit", unit="round", disable=not config.progress)
     with torch.random.fork_rng(), _without_denormals(), bar:
         torch.manual_seed(config.seed)
-        game = start(model, rows, some_held_out, generator, config)
+        with blamed(findings):
+            game = start(model, rows, some_held_out, generator, config)
 
         def report(info: dict[str, Any]) -> None:
             bar.update(info["round"] + 1 - bar.n)
             bar.set_postfix(_postfix(info))
             callback(info["round"], info)
 
-        return _rounds(game, some_held_out, report)
+        warn(findings)
+        result = replace(_rounds(game, some_held_out, report), findings=findings)
+        if result.status in (Status.NON_FINITE, Status.INTERRUPTED):
+            return result
+        try:
+            return _judged(result, rows)
+        except KeyboardInterrupt:
+            return replace(result, status=Status.INTERRUPTED, detail="in the last diagnosis")
 
 
 @contextmanager
@@ -254,7 +268,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info))
-                if _changed_by(report, game, info, pool.x, terms):
+                if changed_by(report, game, info, pool.x, terms):
                     # No earlier round has a density that can be compared with the present one.
                     memory, best = [], Best.of(game, (False, -math.inf), info, r)
                 if r - best.peak >= config.patience and _healthy(info):
@@ -275,7 +289,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
         except KeyboardInterrupt:
             best.restore(game)  # whole
             status, detail = Status.INTERRUPTED, f"round {r}"
-    result = Fit(
+    return Fit(
         game.model,
         game.generator,
         tuple(history),
@@ -287,42 +301,18 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
         detail,
         game.outer,
     )
-    if status in (Status.NON_FINITE, Status.INTERRUPTED):
-        return result
-    try:
-        return _judged(result, data, best.info)
-    except KeyboardInterrupt:
-        return replace(result, status=Status.INTERRUPTED, detail="in the last diagnosis")
 
 
-def _changed_by(
-    report: Callable[[dict[str, Any]], None],
-    game: Game,
-    info: dict[str, Any],
-    x: Sites,
-    terms: dict[str, Tensor],
-) -> bool:
-    """Calls back; whether that has changed what the program computes.
-
-    Parameters that are changed there are changed in their moving average too.
-    """
-    own = [*game.model.parameters()]
-    before = [p.detach().clone() for p in own]
-    report(info)
-    moved = [i for i, p in enumerate(own) if not torch.equal(p, before[i])]
-    put([game.mean[i] for i in moved], [own[i] for i in moved])
-    with holding(own, game.mean), torch.no_grad():
-        now = game.model.terms(pick(x, slice(COMPARED)))
-    same = all(agree(now[name], terms[name][:COMPARED], 1e-4, 1e-9) for name in now)
-    return bool(moved) or not same
-
-
-def _judged(result: Fit, data: Data | None, info: dict[str, Any]) -> Fit:
+def _judged(result: Fit, data: Data | None) -> Fit:
     """The fit with the status that its returned parameters deserve, and what is wrong with them.
 
     By `diagnose` on the rows of a pool and on fresh draws, which did not choose the round; of
     trajectories, whose draws may cost a simulator, by the round's own.
     """
+    if not result.returned:
+        told = "No round's held-out log-likelihood or log Z was a number."
+        return replace(result, status=Status.LAGGING, detail=told)
+    (info,) = result.returned
     many = f"{info['rejected']:.2%} of the draws had no density: rejected, weight zero."
     words = [many] if info["rejected"] > REJECTED else []
     if result.model.layout is not None:

@@ -88,9 +88,7 @@ def test_a_tempered_run_is_not_tempering_where_the_report_is_healthy():
     # The same record of a round beside a generator that has arrived.
     normal = dist.Normal(0.0, 0.1).icdf(torch.linspace(5e-5, 1 - 5e-5, 10_000))
     exact = FlowGenerator(model, {"x": normal})
-    healthy = _judged(
-        dataclasses.replace(lost, generator=exact, status=Status.FINISHED), None, lost.history[-1]
-    )
+    healthy = _judged(dataclasses.replace(lost, generator=exact, status=Status.FINISHED), None)
     assert healthy.status is not Status.TEMPERING
     assert diagnose(healthy, None).ok
 
@@ -100,7 +98,8 @@ def test_many_rejected_draws_have_a_word_in_the_status():
     fit = ebm_pp.fit(EnergyModel(Well()), rows, config=RUNS["long enough"])
     info = fit.history[-1]
     for share, said in ((0.9 * REJECTED, False), (0.02, True)):
-        judged = _judged(fit, rows, {**info, "rejected": share})
+        told = dataclasses.replace(fit, history=({**info, "rejected": share},))
+        judged = _judged(dataclasses.replace(told, best_round=info["round"]), rows)
         assert ("no density: rejected" in judged.detail) == said
         assert ("2.00%" in repr(judged)) == said
 
