@@ -1,16 +1,22 @@
-"""The best parameters of a run so far."""
+"""The best parameters of a run so far, and whether a callback has changed the density."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from ebm_pp.checks import put
+from ebm_pp.checks import agree, holding, put
 from ebm_pp.config import PER_STEP
+from ebm_pp.density import Sites
+from ebm_pp.pool import pick
 
 if TYPE_CHECKING:
     from ebm_pp.game import Game
+
+COMPARED = 64  # rows at which a callback's changes are looked for
 
 
 @dataclass(frozen=True)
@@ -86,3 +92,35 @@ class Best:
             game.model.soft_value = game.soft_value if game.conditional else None
         if isinstance(game.generator, nn.Module):
             game.generator.load_state_dict(self.generator)
+
+
+def changed_by(
+    report: Callable[[dict[str, Any]], None],
+    game: "Game",
+    info: dict[str, Any],
+    x: Sites,
+    terms: dict[str, Tensor],
+) -> bool:
+    """Calls back, and says whether that has changed what the program computes.
+
+    Parameters that are changed there are changed in their moving average too.
+
+    Args:
+        report: Shows the round's record to the user.
+        game: The run.
+        info: The round's record.
+        x: Rows of the round's pool.
+        terms: Every term of log p~ at these rows, at the averaged parameters, from before.
+
+    Returns:
+        True if a parameter or a term is another now.
+    """
+    own = [*game.model.parameters()]
+    before = [p.detach().clone() for p in own]
+    report(info)
+    moved = [i for i, p in enumerate(own) if not torch.equal(p, before[i])]
+    put([game.mean[i] for i in moved], [own[i] for i in moved])
+    with holding(own, game.mean), torch.no_grad():
+        now = game.model.terms(pick(x, slice(COMPARED)))
+    same = all(agree(now[name], terms[name][:COMPARED], 1e-4, 1e-9) for name in now)
+    return bool(moved) or not same

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import pickle
 import reprlib
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -197,6 +198,9 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: no such file; expected a fit that `save` wrote.\n  Check the path."
         )
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself reads on over wrong check sums
+            if (torn := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{torn} is damaged")
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torn bytes can stop the unpickling anywhere
         # Of an unpickling torch says how to run what is in the file: nobody should.
@@ -204,7 +208,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a saved fit ({why}).\n  Pass a file that `save` wrote."
         ) from error
-    if not isinstance(content, dict) or content.get("ebm_pp") != FORMAT:
+    version = content.get("ebm_pp") if isinstance(content, dict) else None
+    if not isinstance(version, int) or version != FORMAT:
         raise CheckpointError(
             f"{path}: not a saved fit of format {FORMAT}.\n  Pass a file that `save` wrote."
         )

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ebm_pp.best import Best
+from ebm_pp.best import Best, changed_by
 from ebm_pp.capture import still_right
-from ebm_pp.checks import agree, holding, put
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import REJECTED, diagnose
@@ -30,7 +29,7 @@ from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, s
 from ebm_pp.generator import Generator
 from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy_steps import project, refit
-from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, pick, scored
+from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
 from ebm_pp.rows import columns_as_html, shown
 from ebm_pp.stored import Data, at_most, representative
 from ebm_pp.surroundings import as_called, trainable
@@ -38,8 +37,6 @@ from ebm_pp.surroundings import as_called, trainable
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
 # Problems of `diagnose` that are the energy's or the rows', not the generator's.
 ENERGY = ("leaked_mass", "wrong_factor", "offset_gap", *HEADS)
-
-COMPARED = 64  # rows at which a callback's changes are looked for
 
 
 class Status(enum.Enum):
@@ -153,7 +150,8 @@ def fit(
             best log-likelihood is returned, and training ends when it no longer rises.
         callback: called as `callback(round, info)` after every diagnosis. What it changes in the
             program, attributes, buffers, parameters, is trained, evaluated and returned; rounds
-            before the change are then no longer candidates for the best.
+            before the change are then no longer candidates for the best. It must not wait for
+            another thread that calls this library: one thread at a time does.
 
     Returns:
         The fit with the best parameters so far. A run that failed says so in `status`. What is
@@ -270,7 +268,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info))
-                if _changed_by(report, game, info, pool.x, terms):
+                if changed_by(report, game, info, pool.x, terms):
                     # No earlier round has a density that can be compared with the present one.
                     memory, best = [], Best.of(game, (False, -math.inf), info, r)
                 if r - best.peak >= config.patience and _healthy(info):
@@ -303,28 +301,6 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
         detail,
         game.outer,
     )
-
-
-def _changed_by(
-    report: Callable[[dict[str, Any]], None],
-    game: Game,
-    info: dict[str, Any],
-    x: Sites,
-    terms: dict[str, Tensor],
-) -> bool:
-    """Calls back; whether that has changed what the program computes.
-
-    Parameters that are changed there are changed in their moving average too.
-    """
-    own = [*game.model.parameters()]
-    before = [p.detach().clone() for p in own]
-    report(info)
-    moved = [i for i, p in enumerate(own) if not torch.equal(p, before[i])]
-    put([game.mean[i] for i in moved], [own[i] for i in moved])
-    with holding(own, game.mean), torch.no_grad():
-        now = game.model.terms(pick(x, slice(COMPARED)))
-    same = all(agree(now[name], terms[name][:COMPARED], 1e-4, 1e-9) for name in now)
-    return bool(moved) or not same
 
 
 def _judged(result: Fit, data: Data | None) -> Fit:

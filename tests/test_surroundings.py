@@ -220,7 +220,7 @@ PLACES = {  # where the interrupt comes, and at which call
     "diagnosis": ("ebm_pp.training.diagnose_round", 2),
     "generator steps": ("ebm_pp.training.generator_steps", 1),
     "averaged parameters": ("ebm_pp.game.put", 1),
-    "best parameters": ("ebm_pp.training.Best.restore", 1),
+    "best parameters": ("ebm_pp.best.Best.restore", 1),
     "last diagnosis": ("ebm_pp.training.diagnose", 1),
 }
 
