@@ -5,15 +5,16 @@
     x = T(z),   u = (z - loc) / scale,   eps = f_L(...f_1(u)),
     log q(x) = log base(eps) + sum_l log|det df_l| - sum log scale + log|det dz/dx|,
 
-from data to latent: two affine layers, then four spline layers (in the plane two with more bins).
-The layers split the coordinates by codes of their index, so that any two coordinates meet.
+from data to latent: two affine layers, then four to six spline layers (in the plane two with more
+bins). The layers split the coordinates by codes, no two of them the same: of any two coordinates
+some layer moves one given the other, up to 62 coordinates a spline layer.
 Angles stay on the circle throughout: they are centred at their mean direction, moved by rotations
 and periodic splines, and their base density is uniform.
 """
 
 import math
 from collections.abc import Callable
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any, Protocol, runtime_checkable
 
 import pyro
@@ -68,8 +69,10 @@ class FlowGenerator(nn.Module):
         base: `"normal"`, or `"student_t"` with learned degrees of freedom for heavy tails of the
             sites on the real line. Coordinates of other supports stay normal: the map onto the
             support has tails of its own, and of a Student-t's |z| of 100 it makes 0 or infinity.
-        affine: number of affine layers, nearest to the data.
-        splines: number of spline layers; 2 in the plane, 4 beyond it, unless given.
+        affine: number of affine layers, nearest to the data. There are more, if with these the
+            layers were too few to move one of any two coordinates given the other.
+        splines: number of spline layers; 2 in the plane, 4 beyond it, 5 beyond 14 coordinates, 6
+            beyond 30, unless given.
         bins: pieces of a spline; 32 in the plane, where one coordinate has to be split into all
             its modes given the other, 8 beyond it, unless given.
         hidden: widths of the hidden layers of each conditioner; (128, 128) in the plane, (64, 64)
@@ -105,7 +108,9 @@ class FlowGenerator(nn.Module):
     ) -> None:
         super().__init__()
         plane = model.dim <= 2
-        splines = splines if splines is not None else (2 if plane else 4)
+        if splines is None:
+            splines = 2 if plane else 4 + (model.dim > _n_codes(4)) + (model.dim > _n_codes(5))
+        moved = _moved(model.dim, affine, splines)
         bins = bins if bins is not None else (32 if plane else 8)
         hidden = tuple(hidden if hidden is not None else (128, 128) if plane else (64, 64))
         if base not in ("normal", "student_t"):
@@ -116,7 +121,7 @@ class FlowGenerator(nn.Module):
                 "dynamics a flow does not know; expected other sites.\n  Use a PolicyGenerator."
             )
         self.settings: dict[str, Any] = {
-            "base": base, "affine": affine, "splines": splines, "bins": bins,
+            "base": base, "affine": len(moved) - splines, "splines": splines, "bins": bins,
             "hidden": hidden, "bound": bound, "log_scale": log_scale,
         }  # fmt: skip
         self.constrain, self.unconstrain = model.constrain, model.unconstrain
@@ -128,21 +133,24 @@ class FlowGenerator(nn.Module):
         self.register_buffer("light", ~(_is_real(model) | model.circular))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
-        kinds = [0] * affine + [bins] * splines
-        self.layers = nn.ModuleList(
-            Coupling(
-                moved.to(model.device),
-                self.circular,
-                bins=k,
-                hidden=hidden,
-                bound=bound,
-                log_scale=log_scale,
-            )
-            for moved, k in zip(_moved(model.dim, affine, splines), kinds, strict=True)
-        )
+        self.layers = self._stack(moved)
         self.raw_df = nn.Parameter(torch.zeros(model.dim)) if base == "student_t" else None
         self.to(reference)
         self.register_load_state_dict_pre_hook(_from_older)
+
+    def _stack(self, moved: list[Bool[Tensor, " d"]]) -> nn.ModuleList:
+        """The layers, given which coordinates each of them moves."""
+        of = {name: self.settings[name] for name in ("hidden", "bound", "log_scale")}
+        first = len(moved) - self.settings["splines"]
+        return nn.ModuleList(
+            Coupling(
+                each.to(self.loc.device),
+                self.circular,
+                bins=self.settings["bins"] if k >= first else 0,
+                **of,
+            )
+            for k, each in enumerate(moved)
+        )
 
     def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
         """`n` draws, differentiable in the flow's parameters, and their log q."""
@@ -239,13 +247,25 @@ def _standardise(
 
 
 def _from_older(
-    flow: nn.Module,
+    flow: FlowGenerator,
     state: dict[str, Any],
     prefix: str,
     *_: Any,  # noqa: ANN401 - torch's own
 ) -> None:
-    """Parameters saved before `light` were of a base with heavy tails everywhere on the line."""
-    state.setdefault(f"{prefix}light", torch.zeros_like(flow.get_buffer("light")))
+    """Makes of a flow what older versions saved.
+
+    Their Student-t base had heavy tails everywhere on the line, and their layers moved other
+    coordinates. Those that were saved are the ones to build.
+    """
+    state.setdefault(f"{prefix}light", torch.zeros_like(flow.light))
+    index = torch.arange(len(flow.loc))
+    own = [torch.isin(index, layer.get_buffer("moved").cpu()) for layer in flow.layers]
+    saved: list[Tensor] = []
+    while (at := state.get(f"{prefix}layers.{len(saved)}.moved")) is not None:
+        saved.append(torch.isin(index, at.cpu()))
+    same = len(saved) == len(own) and all(map(torch.equal, saved, own))
+    if len(state.get(f"{prefix}loc", ())) == len(index) and not same:
+        flow.layers = flow._stack(saved).to(flow.loc)
 
 
 def _unknown(x: Sites) -> Bool[Tensor, " n"]:
@@ -263,40 +283,75 @@ def _is_real(model: EnergyModel) -> Bool[Tensor, " d"]:
     return torch.cat(real).to(model.device)
 
 
-def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
-    """Which coordinates each layer moves.
+def _n_codes(layers: int) -> int:
+    """How many ways there are to move a coordinate in some layers but not in all."""
+    return 2**layers - 2 if layers > 1 else layers + 1  # of a single one, to move it or not
 
-    Up to eight coordinates: one bit of their index, or its complement, in pairs of layers. More
-    would need more pairs for any two to meet. So each has a code beyond, one among those that move
-    it in half of the affine (spline) layers: of two with different codes each is moved where the
-    other is not.
+
+def _n_apart(affine: int, splines: int) -> int:
+    """How many coordinates `_moved` can give codes of their own."""
+    if splines < 2:
+        return _n_codes(affine + splines)
+    return 2**affine * _n_codes(splines)
+
+
+def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
+    """Which coordinates each layer moves: of the affine layers (more, if too few), of the splines.
+
+    No two coordinates have one code, the list of layers that move them: of any two, some layer
+    moves one and keeps the other. Where the spline layers have codes enough, it is one of these;
+    the affine layers then make all codes equally long if they can, so that either of the two is
+    moved where the other is not. With two layers for every bit of the index, one moves the
+    coordinates with that bit and one the rest.
     """
-    if d == 1:
-        return [torch.ones(1, dtype=torch.bool)] * (affine + splines)
-    if d <= 8 or min(affine, splines) == 1:
-        bits = (d - 1).bit_length()
+    if d == 1 or affine + splines == 0:  # nothing to meet
+        return [torch.ones(d, dtype=torch.bool)] * (affine + splines)
+    bits = (d - 1).bit_length()
+    if 2 * bits <= (splines or affine):
         pairs = [(torch.arange(d) >> (i // 2 % bits)) & 1 for i in range(affine + splines)]
         return [bit == i % 2 for i, bit in enumerate(pairs)]
-    shuffled = torch.randperm(d, generator=torch.Generator().manual_seed(0))
-    return [*_codes(affine, torch.arange(d)), *_codes(splines, shuffled)]
+    while _n_apart(affine, splines) < d:
+        affine += 1
+    index = torch.arange(d)
+    if splines < 2:
+        return [*_codes(affine + splines, index)]
+    turn = index // _n_codes(splines)  # how often its code among the splines was given before
+    of_splines = _codes(splines, index % _n_codes(splines))
+    if affine < 2:
+        return [*((index + turn) % 2 == 0).expand(affine, -1), *of_splines]
+    missing = (math.ceil((affine + splines) / 2) - of_splines.sum(0)).clamp(0, affine)
+    of_affine = torch.empty(affine, d, dtype=torch.bool)
+    for size in missing.unique().tolist():
+        some = (missing == size).nonzero()[:, 0]
+        nth = torch.arange(len(some)) % int((turn[some] == 0).sum()) % math.comb(affine, size)
+        of_affine[:, some] = _codes(affine, nth + turn[some], size)
+    return [*of_affine, *of_splines]
 
 
-def _codes(layers: int, index: Int[Tensor, " d"]) -> Bool[Tensor, "layers d"]:
-    """Codes with layers // 2 ones, by coordinate; those of neighbours are complements.
+def _codes(
+    layers: int, index: Int[Tensor, " d"], size: int | None = None
+) -> Bool[Tensor, "layers d"]:
+    """Codes by coordinate, those with `size` ones first, with half of the layers if not given.
 
-    Codes that differ in half of their places or more come first, so that either of two
-    coordinates is moved a quarter of the times where the other is not (Hamming's code, at eight).
+    These are then complements in pairs. Codes that differ in half of their places or more come
+    before others of their size, so that either of two coordinates is moved a quarter of the times
+    where the other is not (Hamming's code, at eight).
     """
-    ones = list(combinations(range(layers), layers // 2))
-    rows = [[layer in code for layer in range(layers)] for code in ones]
-    codes = torch.tensor(rows, dtype=torch.bool)
-    paired = [at for k in range(len(ones)) for at in (k, len(ones) - 1 - k)][: len(ones)]
+    middle = layers / 2 if size is None else size
+    sizes = sorted(range(layers, -1, -1), key=lambda k: abs(k - middle))
+    codes: dict[int, None] = {}
+    for subset in chain.from_iterable(combinations(range(layers), k) for k in sizes):
+        code = sum(2**layer for layer in subset)
+        codes |= dict.fromkeys((code, 2**layers - 1 - code) if 2 * middle == layers else (code,))
+        if len(codes) >= len(index) + 256:  # of very many, not all
+            break
     first: list[int] = []
-    for at in paired:
-        if all((codes[at] != codes[other]).sum() >= layers / 2 for other in first):
-            first.append(at)
-    order = first + [at for at in paired if at not in first]
-    return codes[order][index % len(ones)].T
+    for code in codes:
+        if all((code ^ other).bit_count() >= layers / 2 for other in first):
+            first.append(code)
+    order = sorted(dict.fromkeys([*first, *codes]), key=lambda c: abs(c.bit_count() - middle))
+    chosen = torch.tensor(order)[index % len(order)]
+    return (chosen >> torch.arange(layers).unsqueeze(1)) & 1 == 1
 
 
 class Tilt(nn.Module):
