@@ -11,8 +11,9 @@ from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.dynamics import Dynamics, Opaque, Space
 from ebm_pp.energy_net import EnergyNet
 from ebm_pp.environment import from_gymnasium
-from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
+from ebm_pp.errors import CheckpointError, ConfigError, DataError, GeneratorError, ProgramError
 from ebm_pp.generator import FlowGenerator, Generator, tilt
+from ebm_pp.neutra import neutra_hmc
 from ebm_pp.partition import Estimate
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.sampling import (
@@ -22,7 +23,6 @@ from ebm_pp.sampling import (
     independence_mh,
     log_partition,
     log_prob,
-    neutra_hmc,
     resample,
 )
 from ebm_pp.training import Fit, Status, fit
@@ -36,6 +36,7 @@ __all__ = [
     "Chains",
     "CheckpointError",
     "Circle",
+    "ConfigError",
     "DataError",
     "Draws",
     "Dynamics",

@@ -3,17 +3,28 @@
 Sites that depend on no other are drawn at once. The rest is drawn given them: under `vmap` with
 different random numbers; where a sampler has no batching rule, inside an outer plate, kept only
 if the model gives every draw the density that the plate drew it with; else draw by draw.
+
+Samplers in single precision put some draws on the edge of their support, where no density and no
+coordinate is finite. Of a number between ends such a draw is the nearest number inside, its own
+rounding; of matrices and simplices it is drawn again.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from ebm_pp.checks import agree
-from ebm_pp.program import Message, Runner, Sites, in_plate
+from ebm_pp.errors import ProgramError
+from ebm_pp.program import Message, Runner, Site, Sites, in_plate
+from ebm_pp.support import plain
 from ebm_pp.verify import Compiled, evaluate
+
+TRIES = 20  # at drawing again
+REDRAWN = 1e-3  # share of draws from which on it is worth a word
 
 
 def draw_base(run: Runner, compiled: Compiled, n: int) -> Sites:
@@ -48,6 +59,77 @@ def draw_base(run: Runner, compiled: Compiled, n: int) -> Sites:
         rows = [_descend(run, {name: v[i] for name, v in first.items()}) for i in range(n)]
         drawn = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return {name: drawn[name] for name in compiled.sites}
+
+
+def draws_inside(
+    draw: Callable[[int], Sites],
+    usable: Callable[[Sites], Bool[Tensor, " n"]],
+    sites: dict[str, Site],
+    n: int,
+) -> Sites:
+    """`n` draws, each inside its supports.
+
+    Args:
+        draw: gives so many draws, some of which may be on an edge.
+        usable: says which are inside.
+        sites: their supports.
+        n: how many.
+
+    Raises:
+        ProgramError: after some tries there are still draws outside.
+    """
+    x = _nudged(draw(n), sites)
+    bad = ~usable(x)
+    lost = int(bad.sum())
+    for _ in range(TRIES):
+        if not bad.any():
+            break
+        again = _nudged(draw(max(2 * int(bad.sum()), 64)), sites)
+        good = usable(again).nonzero()[:, 0][: int(bad.sum())]
+        where = bad.nonzero()[:, 0][: len(good)]
+        x = {name: value.index_copy(0, where, again[name][good]) for name, value in x.items()}
+        bad[where] = False
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ProgramError(
+            f"the base measure of the sites {list(sites)}: {lost} of {n} draws are not inside "
+            f"their supports (draw {row} in {TRIES} more tries too); expected nearly all.\n  Most "
+            "likely a distribution that draws outside the support it declares, or one too close "
+            "to its edge for single precision: use model.double(), or another distribution."
+        )
+    if lost > REDRAWN * n:
+        warnings.warn(
+            f"{lost} of {n} draws of the base measure were on an edge of their support in "
+            f"{str(next(iter(x.values())).dtype).removeprefix('torch.')} and were drawn again, "
+            "which takes that share away from the edges.\n  Use model.double(), or a base measure "
+            "that keeps away from them.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return x
+
+
+def _nudged(x: Sites, sites: dict[str, Site]) -> Sites:
+    """Draws on the end of an interval moved to the nearest number inside."""
+    found = {}
+    for name, value in x.items():
+        support = plain(sites[name].support)
+        low, high = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
+        if low is None and high is None:
+            found[name] = value
+            continue
+        info = torch.finfo(value.dtype)
+        start = torch.as_tensor(-info.max if low is None else low).to(value)
+        stop = torch.as_tensor(info.max if high is None else high).to(value)
+        # `tiny`: what is smaller counts as 0 where a fit flushes denormals.
+        above = torch.maximum(torch.nextafter(start, stop), start + info.tiny)
+        below = torch.minimum(torch.nextafter(stop, start), stop - info.tiny)
+        if low is not None:
+            value = torch.where((value >= start) & (value < above), above, value)
+        if high is not None:
+            value = torch.where((value <= stop) & (value > below), below, value)
+        found[name] = torch.where(value.isinf(), value.clamp(start, stop), value)  # overflow
+    return found
 
 
 def _descend(run: Runner, given: Sites) -> Sites:

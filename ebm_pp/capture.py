@@ -4,18 +4,19 @@ A program is run once, under `vmap`, on rows of a fixed shape while every tensor
 recorded; afterwards the record is evaluated instead of the program. It holds the model's own
 parameters, not copies. Two rewrites undo what `vmap` does to a linear layer (it adds and removes
 dimensions of size 1, and takes the product and the bias apart). A captured function is used only
-where its values and gradients were found equal to the model's.
+where its values and gradients were found equal to the model's, at the present parameters and at
+others, and as long as it gives the model's values in every diagnosed round.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ebm_pp.checks import agree
+from ebm_pp.checks import agree, holding, moved
 from ebm_pp.density import EnergyModel
 from ebm_pp.program import Sites
 
@@ -33,25 +34,84 @@ RESHAPES = {
 }
 
 
-def capture(model: EnergyModel, x: Sites) -> Density:
-    """`model.log_density` for as many rows as x has; the model's own where it can't be captured.
+class Captured(NamedTuple):
+    """What came of capturing a program.
+
+    * density: log p~ of as many rows as were recorded; None where the program itself is used.
+    * why: "yes", or why not.
+    * rows: those that it was recorded on.
+    """
+
+    density: Density | None
+    why: str
+    rows: Sites
+
+
+NOT_CAPTURED = Captured(None, "no: no energy to train", {})
+
+
+def capture(model: EnergyModel, x: Sites) -> Captured:
+    """`model.log_density` for as many rows as x has, if it can be captured.
+
+    The record does not see what is no tensor operation: numbers that left their tensor, attributes
+    of the program, train or eval. So it is compared with the program where the parameters are, and
+    where they are not yet.
 
     Args:
         model: the program.
         x: rows to record and to compare on, each value `(n, *site_shape)`.
 
     Returns:
-        A function of sites of the same shapes; gradients reach the model's parameters.
+        A function of sites of the same shapes, whose gradients reach the model's parameters; or
+        why there is none.
     """
-    if model.batching != "vmap" or model.layout is not None or len(next(iter(x.values()))) < 2:
-        return model.log_density
+    if model.batching != "vmap":
+        return Captured(None, f"no: the program runs by {model.batching}", x)
+    if model.layout is not None:
+        return Captured(None, "no: a trajectory", x)
+    if len(next(iter(x.values()))) < 2:
+        return Captured(None, "no: fewer than two rows", x)
+    own = list(model.parameters())
+    other = moved(own, torch.Generator().manual_seed(0))
     try:
         recorded = make_fx(lambda rows: model.log_density(rows))(x)
         _simplify(recorded.graph)
         recorded.recompile()
-        return recorded if _equal(model, recorded, x) else model.log_density
-    except Exception:  # recording is only a shortcut: whatever stops it, the program is right
-        return model.log_density
+        here = _equal(model, recorded, x)
+        there = here and _equal_at(model, own, other, recorded, x)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # recording can't do it
+        return Captured(None, f"no: {type(error).__name__}: {str(error).splitlines()[0][:200]}", x)
+    if not there:
+        where = "at other parameters" if here else "at once"
+        return Captured(None, f"no: the record gave other numbers than the program {where}", x)
+    return Captured(recorded, "yes", x)
+
+
+@torch.no_grad()
+def still_right(model: EnergyModel, captured: Captured) -> Captured:
+    """The same if it still gives the program's numbers, which a callback may have changed."""
+    if captured.density is None:
+        return captured
+    expected, got = model.log_density(captured.rows), captured.density(captured.rows)
+    if agree(got, expected, 1e-3, 1e-4):
+        return captured
+    why = "no: the program now gives other numbers than its record"
+    return captured._replace(density=None, why=why)
+
+
+def _equal_at(
+    model: EnergyModel,
+    own: list[nn.Parameter],
+    values: list[Tensor],
+    recorded: Density,
+    x: Sites,
+) -> bool:
+    """`_equal` at other values of the parameters; true where the program has none there."""
+    with holding(own, values):
+        with torch.no_grad():
+            if not model.log_density(x).isfinite().all():
+                return True
+        return _equal(model, recorded, x)
 
 
 def _equal(model: EnergyModel, recorded: Density, x: Sites) -> bool:

@@ -6,7 +6,7 @@ since a network whose last layer starts at zero would hide every mistake.
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from ebm_pp.errors import ProgramError
 from ebm_pp.program import Runner, Sites, by_loop, one_draw
 
 MOVE = 0.1  # how far parameters are moved, relative to their size
+MASS = 8  # of so many feasible draws a hard wall must leave one
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,35 @@ class Stance:
     @contextmanager
     def taken(self) -> Iterator[Sites]:
         """Parameters at this stance's values while the context lasts."""
-        with _holding(self.own, self.values):
+        with holding(self.own, self.own if self.values is None else self.values):
             yield self.terms
 
 
 @contextmanager
-def _holding(own: list[nn.Parameter], values: list[Tensor] | None) -> Iterator[None]:
-    if values is None:
-        yield
-        return
-    saved = [p.detach().clone() for p in own]
+def holding(own: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """The parameters at other values while the context lasts.
+
+    The tensors change places, no number is copied: whatever else the user's modules hold, buffers,
+    attributes, hooks, is one and the same at either values.
+    """
+    saved = [p.data for p in own]
     try:
         for p, value in zip(own, values, strict=True):
-            p.copy_(value)
+            p.data = value.data
         yield
     finally:
         for p, value in zip(own, saved, strict=True):
-            p.copy_(value)
+            p.data = value
+
+
+def moved(own: Sequence[nn.Parameter], generator: torch.Generator | None = None) -> list[Tensor]:
+    """Parameters slightly moved, those at zero too."""
+    with torch.no_grad():
+        return [
+            p + MOVE * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+            * torch.where(p == 0, torch.ones_like(p), p)
+            for p in own
+        ]  # fmt: skip
 
 
 def stances(run: Runner, x: Sites, own: list[nn.Parameter]) -> list[Stance]:
@@ -67,17 +80,15 @@ def stances(run: Runner, x: Sites, own: list[nn.Parameter]) -> list[Stance]:
         One stance, or two if the program has parameters and a finite density where they moved.
     """
     found = [Stance(own, None, by_loop(run, x))]
-    values = [
-        p + MOVE * torch.randn_like(p) * torch.where(p == 0, torch.ones_like(p), p) for p in own
-    ]
+    values = moved(own)
     if not own:
         return found
     try:
-        with _holding(own, values):
+        with holding(own, values):
             terms = by_loop(run, x)
     except Exception:  # a moved parameter may leave its own domain: then there is no stance
         return found
-    if all(torch.isfinite(term).all() for term in terms.values()):
+    if not any(_no_number(term).any() for term in terms.values()):
         found.append(Stance(own, values, terms))
     return found
 
@@ -103,29 +114,62 @@ def agree(one: Tensor, other: Tensor, single: float, double: float) -> bool:
     )
 
 
-def check_finite(x: Sites, terms: Sites, names: Collection[str]) -> None:
+def _no_number(term: Tensor) -> Tensor:
+    """Where a log density is nan or +inf; -inf, no mass, is one."""
+    return term.isnan() | (term == math.inf)
+
+
+def check_finite(x: Sites, terms: Sites, names: Collection[str], walls: bool = False) -> None:
     """The named terms must be finite at feasible draws.
 
     Args:
         x: Draws inside the supports.
         terms: The log density of every site and factor at these draws.
         names: Sites or factors.
+        walls: Whether the terms may be -inf, no mass; see `check_walls`.
 
     Raises:
         ProgramError: A term is NaN or infinite.
     """
     for name in names:
-        bad = ~torch.isfinite(terms[name])
+        bad = _no_number(terms[name]) if walls else ~torch.isfinite(terms[name])
         if not bad.any():
             continue
         row = int(bad.nonzero()[0])
-        at = ", ".join(f"{key} = {_short(value[row])}" for key, value in x.items())
         raise ProgramError(
-            f"{name!r} has the log density {terms[name][row].item()} at a feasible draw ({at}); "
-            "expected a finite number on the whole support.\n  Most likely a logarithm, a root "
-            "or a division leaves its domain, or a hard wall is written as -inf: use a "
-            "distribution whose support is the region you mean."
+            f"{name!r} has the log density {terms[name][row].item()} at a feasible draw "
+            f"({_at(x, row)}); expected a finite number on the whole support.\n  Most likely a "
+            "logarithm, a root or a division leaves its domain: use a distribution whose support "
+            "is the region you mean."
         )
+
+
+def check_walls(x: Sites, terms: Sites, names: Collection[str]) -> None:
+    """A hard wall, log density -inf, may cut off a part of the supports, not nearly all.
+
+    Args:
+        x: Draws inside the supports.
+        terms: The log density of every site and factor at these draws.
+        names: Factors.
+
+    Raises:
+        ProgramError: Fewer than one draw in `MASS` is left.
+    """
+    mass = torch.stack([terms[name] > -math.inf for name in names]).all(0)
+    if MASS * int(mass.sum()) >= len(mass):
+        return
+    name = max(names, key=lambda name: int((terms[name] == -math.inf).sum()))
+    cut = terms[name] == -math.inf
+    raise ProgramError(
+        f"{name!r} has the log density -inf at {int(cut.sum())} of {len(cut)} feasible draws "
+        f"(first: {_at(x, int(cut.nonzero()[0]))}); expected a number at one in {MASS} at least."
+        "\n  Most likely a hard wall leaves almost nothing of the support: use a distribution "
+        "whose support is the region you mean."
+    )
+
+
+def _at(x: Sites, row: int) -> str:
+    return ", ".join(f"{key} = {_short(value[row])}" for key, value in x.items())
 
 
 def _short(value: Tensor) -> str:
@@ -158,7 +202,13 @@ def check_repeatable(run: Runner, x: Sites, seen: list[Stance]) -> None:
 
 
 @torch.enable_grad()
-def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stance) -> None:
+def check_connected(
+    run: Runner,
+    x: Sites,
+    factors: Collection[str],
+    here: Stance,
+    anywhere: Callable[[str], bool],
+) -> None:
     """Every factor depends on a site, and every trainable tensor belongs to the model.
 
     Args:
@@ -166,6 +216,8 @@ def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stanc
         x: Draws inside the supports.
         factors: Names of factors and observed sites.
         here: A stance; best the moved one, since weights that start at 0 hide what they weigh.
+        anywhere: Whether a factor that is constant at these draws, like a wall or a cut-off far
+            out, is another number at some other.
 
     Raises:
         ProgramError: A factor is constant, or a tensor from outside would be trained.
@@ -188,7 +240,7 @@ def check_connected(run: Runner, x: Sites, factors: Collection[str], here: Stanc
         # Of integers no gradient tells, and a few draws may all miss the states that matter.
         told = all(value.is_floating_point() for value in draw.values())
         constant = told and not reached.keys() & values and _constant(here.terms[name])
-        if name in factors and constant:
+        if name in factors and constant and not anywhere(name):
             raise ProgramError(
                 f"factor {name!r} depends on no latent site: it is {term.item():g} at every "
                 "draw; expected a function of the sites.\n  Most likely it reads a constant "
@@ -217,28 +269,34 @@ def leaves(result: Tensor) -> list[Tensor]:
     return found
 
 
-def check_periodic(run: Runner, x: Sites, circular: Collection[str], seen: list[Stance]) -> None:
-    """The density must not change when angles turn by 2 pi, each by its own number of turns.
+def check_periodic(
+    run: Runner, x: Sites, circular: Mapping[str, float], seen: list[Stance]
+) -> None:
+    """The density must not change when angles turn once round, each by its own number of turns.
 
     Args:
         run: Runs the program once.
         x: Draws inside the supports.
-        circular: Names of the circular sites.
+        circular: The period of every circular site.
         seen: The stances at these draws.
 
     Raises:
         ProgramError: A term changes.
     """
-    for site in circular:
+    for site, period in circular.items():
         turns = torch.randint(-1, 2, x[site].shape, device=x[site].device)
-        turned = {**x, site: x[site] + 2 * math.pi * turns}
+        turned = {**x, site: x[site] + period * turns}
+        whole = "2 pi" if period == 2 * math.pi else f"{period:g}"
         for stance in seen:
             with stance.taken() as expected:
                 for name, term in by_loop(run, turned).items():
                     if not agree(term, expected[name], 1e-3, 1e-6):
                         gap = (term - expected[name]).abs().max().item()
+                        use = "its cos and sin"
+                        if whole != "2 pi":
+                            use = f"cos and sin of 2 pi x / {whole}"
                         raise ProgramError(
                             f"site {site!r} is circular, but {name!r} changes by {gap:.3g} when "
-                            f"{site!r} turns by 2 pi; expected no change.\n  Most likely the raw "
-                            "angle enters an energy: use its cos and sin."
+                            f"{site!r} turns by {whole}; expected no change.\n  Most likely the "
+                            f"raw angle enters an energy: use {use}."
                         )

@@ -1,20 +1,18 @@
 """`ebm-pp fit | sample | diagnose | report | compare`: a program and a file in, a fit out."""
 
 import argparse
-import importlib
-import inspect
+import hashlib
 import json
 import math
+import os
 import sys
-import zipfile
-from collections.abc import Callable
+import traceback
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import shtab
 import torch
 from torch import Tensor
@@ -22,13 +20,19 @@ from torch import Tensor
 from ebm_pp.checkpoint import load, save
 from ebm_pp.comparison import compare
 from ebm_pp.config import FitConfig
-from ebm_pp.data import columns
 from ebm_pp.datatree import to_datatree
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report, diagnose
-from ebm_pp.errors import CheckpointError, DataError, GeneratorError, ProgramError
-from ebm_pp.evidence import Labels
-from ebm_pp.pareto import threshold
+from ebm_pp.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GeneratorError,
+    ProgramError,
+)
+from ebm_pp.files import find_program, read_rows, write_arrays, write_rows
+from ebm_pp.labels import Labels
+from ebm_pp.names import unused
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.report import pictures, write_report
@@ -49,7 +53,7 @@ DATA is a CSV, parquet or npz file. One column (array) per site; a vector site x
 x[0], x[1], ... Without --held-out, every fifth row at random is held out.
 
 exit codes: 0 healthy, 1 the diagnosis found a problem (of `sample` and `compare`: weights too
-heavy-tailed to be trusted), 2 bad input."""
+heavy-tailed to be trusted), 2 bad input, 3 anything unforeseen, 130 interrupted."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,9 +64,24 @@ def main(arguments: list[str] | None = None) -> int:
     mpl.use("agg")
     try:
         return commanded(options)
-    except (ProgramError, DataError, GeneratorError, CheckpointError) as error:
+    except (ProgramError, DataError, GeneratorError, CheckpointError, ConfigError) as error:
+        if options.traceback:
+            traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted before there was anything to keep.", file=sys.stderr)
+        return 130
+    except Exception as error:  # the last place: whatever was not foreseen
+        if options.traceback:
+            traceback.print_exc()
+        first = str(error).strip().splitlines()[:1] or [""]
+        print(
+            f"Unforeseen {type(error).__name__}: {first[0][:300]}\n  Run again with --traceback "
+            "to see where, and report it.",
+            file=sys.stderr,
+        )
+        return 3
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     _file(ranks, "--data", "rows; by default the held-out ones, if the same")
     for one in (fitting, again, page, ranks):
         one.add_argument("--json", action="store_true", help="print JSON, for programs")
+    for one in (fitting, again, page, draws, ranks):
+        one.add_argument("--traceback", action="store_true", help="show where an error arose")
     return parser
 
 
@@ -152,11 +173,11 @@ def write_run(
     `calibration.png`, `terms.png`, `energy.png` (in the plane), `energy_SITE.png` (of an angle),
     `training.png`.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    _probe(out)
     save(result, out / "fit.pt")
-    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in held_out.items()}
-    np.savez_compressed(out / "held_out.npz", **arrays)
-    (out / "run.json").write_text(json.dumps({"program": spec, "seed": seed}) + "\n")
+    write_arrays({k: value.cpu() for k, value in held_out.items()}, out / "held_out.npz")
+    settings = {"program": spec, "seed": seed, **_where(spec, out)}
+    (out / "run.json").write_text(json.dumps(settings) + "\n")
     if groups is not None:
         np.save(out / "groups.npy", np.asarray(groups))
     return _write_diagnosis(result, held_out, out, seed, groups)
@@ -169,13 +190,67 @@ def _write_diagnosis(
     (out / "report.txt").write_text(f"{result.status.value} {result.detail}\n\n{report}\n")
     tree = to_datatree(result, data=held_out, seed=seed)
     tree.to_netcdf(out / "draws.nc", engine="h5netcdf")
-    for picture in pictures(result, held_out, report, seed):
+    shown, missing = pictures(result, held_out, report, seed)
+    for picture in shown:
         picture.figure.savefig(out / f"{picture.name}.png", dpi=110)
         plt.close(picture.figure)
+    for line in missing:
+        print(line, file=sys.stderr)
     return report
 
 
+def _probe(out: Path) -> None:
+    """Makes the folder and tries to write in it, before anything is trained.
+
+    Raises:
+        DataError: it can't be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise DataError(
+            f"--out {out}: can't be written ({error}).\n  Name a folder that you may write to."
+        ) from error
+
+
+def _where(spec: str, out: Path) -> dict[str, str]:
+    """Where the program's file is: absolutely, from the run's folder, and what is in it."""
+    file = Path(spec.rpartition(":")[0])
+    if file.suffix != ".py" or not file.is_file():
+        return {}
+    full = file.resolve()
+    digest = hashlib.sha256(full.read_bytes()).hexdigest()
+    from_run = os.path.relpath(full, out.resolve())
+    return {"absolute": str(full), "from_run": from_run, "sha256": digest}
+
+
+def _program_of(settings: dict[str, Any], out: Path) -> str:
+    """The program's spec as it can be read from here: its file may have moved with the run."""
+    spec = str(settings["program"])
+    where, _, name = spec.rpartition(":")
+    if "sha256" not in settings:
+        return spec
+    tried = [out / settings["from_run"], Path(settings["absolute"]), Path(where)]
+    there = [path for path in tried if path.is_file()]
+    same = [p for p in there if hashlib.sha256(p.read_bytes()).hexdigest() == settings["sha256"]]
+    if not there:
+        raise CheckpointError(
+            f"{out}: the program's file is gone; looked for {[str(path) for path in tried]}.\n"
+            "  Put it back beside the run, or where it was."
+        )
+    if not same:
+        print(f"{there[0]} has changed since this fit was made.", file=sys.stderr)
+    return f"{(same or there)[0]}:{name}"
+
+
 def _fit(options: argparse.Namespace) -> int:
+    chosen = {k: v for k in ("rounds", "batch") if (v := getattr(options, k)) is not None}
+    progress = not options.quiet and sys.stderr.isatty()
+    config = FitConfig(seed=options.seed, progress=progress, **chosen)
+    _probe(options.out)
     torch.manual_seed(options.seed)  # of the networks' initial weights
     model = EnergyModel(find_program(options.program))
     data = model.check(read_rows(options.data, model))
@@ -184,12 +259,14 @@ def _fit(options: argparse.Namespace) -> int:
             n_rows(data), generator=torch.Generator().manual_seed(options.seed)
         )
         fifth = n_rows(data) // 5
+        if not fifth:
+            raise DataError(
+                f"{options.data} has {n_rows(data)} rows; expected at least 5, a fifth of which "
+                "is held out.\n  Give more rows, or rows to judge by: --held-out FILE."
+            )
         held_out, data = pick(data, shuffled[:fifth]), pick(data, shuffled[fifth:])
     else:
         held_out = model.check(read_rows(options.held_out, model))
-    chosen = {k: v for k in ("rounds", "batch") if (v := getattr(options, k)) is not None}
-    progress = not options.quiet and sys.stderr.isatty()
-    config = FitConfig(seed=options.seed, progress=progress, **chosen)
     result = fit(model, data, config=config, held_out=held_out)
     report = write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
     return _tell(result, report, options)
@@ -213,18 +290,19 @@ def _report(options: argparse.Namespace) -> int:
 def _sample(options: argparse.Namespace) -> int:
     result, _, _, _ = _read_run(options.run, None)
     if options.n < 1:
-        raise DataError(f"--n {options.n}: expected at least 1.")
+        raise DataError(f"--n {options.n}: expected at least 1.\n  Leave it out for 1000.")
     n = options.n if options.weighted else 4 * options.n  # so that few rows appear twice
     draws = importance_sample(result, max(n, 1000), seed=options.seed)
     weights = log_partition_from_weights(draws.log_weights)
     if options.weighted:
-        rows = pick({**draws.values, "log_weight": draws.log_weights}, slice(options.n))
+        weight = unused("log_weight", draws.values)
+        rows = pick({**draws.values, weight: draws.log_weights}, slice(options.n))
     else:
         rows = resample(draws, options.n, seed=options.seed)
     write_rows({name: value.cpu() for name, value in rows.items()}, options.out)
     print(f"Wrote {options.n} draws to {options.out}. Weights: ESS/n {weights.ess:.3f}, "
           f"Pareto k {weights.pareto_k:.2f}.")  # fmt: skip
-    if weights.pareto_k <= threshold(len(draws.log_weights)):
+    if not weights.heavy and weights.agrees:
         return 0
     print("These weights are too heavy-tailed: run `ebm-pp diagnose`.", file=sys.stderr)
     return 1
@@ -253,89 +331,19 @@ def _read_run(out: Path, data: Path | None) -> tuple[Fit, Sites, Tensor | None, 
     """What `fit` wrote: the fit, rows to judge it by, their groups, program and seed."""
     run = out / "run.json"
     if not run.is_file():
-        raise CheckpointError(f"{run}: no such file; expected a folder that `ebm-pp fit` wrote.")
-    settings = json.loads(run.read_text())
-    result = load(out / "fit.pt", find_program(settings["program"]))
-    file = data or out / "held_out.npz"
-    held_out = result.model.check(read_rows(file, result.model))
-    saved = out / "groups.npy"
-    groups = torch.from_numpy(np.load(saved)) if saved.exists() and not data else None
-    return result, held_out, groups, settings
-
-
-def find_program(spec: str) -> Callable[..., Any]:
-    """The program that `module:name` or `file.py:name` names; a class is called without arguments.
-
-    Raises:
-        ProgramError: nothing by that name.
-    """
-    module_name, _, name = spec.partition(":")
-    path = Path(module_name)
-    folder, module_name = (
-        (path.parent, path.stem) if path.suffix == ".py" else (Path(), module_name)
-    )
-    sys.path.insert(0, str(folder.resolve()))
+        raise CheckpointError(
+            f"{run}: no such file; expected a folder that `ebm-pp fit` wrote.\n  Check the path."
+        )
     try:
-        found: Any = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ProgramError(
-            f"program {spec!r} not found: {error}.\n  Name it as module:name or file.py:name."
+        settings = json.loads(run.read_text())
+        program, seed = str(settings["program"]), int(settings["seed"])
+        saved = out / "groups.npy"
+        groups = torch.from_numpy(np.load(saved)) if saved.exists() and not data else None
+    except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"{out}: run.json or groups.npy is damaged ({type(error).__name__}: {error}).\n  Fit "
+            "again, or take the folder from a copy."
         ) from error
-    finally:
-        sys.path.pop(0)
-    made: Any = found() if inspect.isclass(found) else found
-    return made
-
-
-def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:
-    """Rows of a CSV, parquet or npz file, one array a site.
-
-    Raises:
-        DataError: no such file, another format, or a site without a column.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    if path.suffix == ".npz":
-        try:
-            arrays = np.load(path)
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not an npz file ({error}).") from error
-        return {name: arrays[name] for name in arrays if name in model.sites}
-    readers = {".csv": pd.read_csv, ".gz": pd.read_csv, ".parquet": pd.read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: expected .csv, .csv.gz, .parquet or .npz, got {path.suffix!r}.")
-    try:
-        table = readers[path.suffix](path)
-    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise DataError(f"{path}: not a table ({error}).") from error
-    rows: dict[str, Any] = {}
-    for name, site in model.sites.items():
-        vector = [f"{name}[{i}]" for i in range(int(np.prod(site.shape)))]
-        columns = [name] if name in table or not site.shape else vector
-        if not set(columns) <= set(table):
-            raise DataError(
-                f"site {name!r}: no column of that name in {path}; it has {list(table)}.\n"
-                f"  Expected a column {name!r}, or {vector} for a vector."
-            )
-        rows[name] = table[columns].to_numpy().reshape(len(table), *site.shape)
-    return rows
-
-
-def write_rows(rows: Sites, path: Path) -> None:
-    """Writes rows as `read_rows` reads them: a column a number, named x or x[0], x[1], ...
-
-    Raises:
-        DataError: another ending than .csv, .csv.gz, .parquet or .npz.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npz":
-        arrays: dict[str, Any] = {name: value.numpy() for name, value in rows.items()}
-        np.savez_compressed(path, **arrays)
-        return
-    table = pd.DataFrame({name: column.numpy() for name, column in columns(rows).items()})
-    if path.suffix == ".parquet":
-        table.to_parquet(path)
-    elif path.suffix in (".csv", ".gz"):
-        table.to_csv(path, index=False)
-    else:
-        raise DataError(f"{path}: expected .csv, .csv.gz, .parquet or .npz, got {path.suffix!r}.")
+    result = load(out / "fit.pt", find_program(_program_of(settings, out)))
+    held_out = result.model.check(read_rows(data or out / "held_out.npz", result.model))
+    return result, held_out, groups, {"program": program, "seed": seed}

@@ -21,9 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ebm_pp.errors import DataError
-from ebm_pp.evidence import Labels, rows_and_labels
+from ebm_pp.labels import Labels, rows_and_labels
 from ebm_pp.moments import mean_squared_error
-from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.sampling import Fitted, log_density_of, propose, seeded
 
@@ -77,12 +76,11 @@ def compare(
                 "expected the same.\n  Log densities of different variables can't be compared."
             )
         with seeded(seed):
-            _, log_density, log_q = propose(fit, n)
-        log_z = log_partition_from_weights(log_density - log_q)
+            log_z = log_partition_from_weights(propose(fit, n).log_weights)
         rows, labels = rows_and_labels(fit.model, held_out, groups)
         scores.append(log_density_of(fit.model, rows).double().cpu() - log_z.value)
         errors.append(log_z.standard_error)
-        warnings.append(not log_z.pareto_k <= threshold(n))
+        warnings.append(log_z.heavy or not log_z.agrees)
     each = torch.stack(scores)
     rows_n = each.shape[1]
     squared = torch.tensor(errors, dtype=torch.float64).square()

@@ -1,7 +1,11 @@
 """How to fit: one frozen record, its defaults set by measurement."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from ebm_pp.errors import ConfigError
 
 Objective = Literal[
     "auto",
@@ -19,16 +23,24 @@ Offset = Literal["newton", "gradient"]
 # Objectives that only trajectories have, and those of them that classify single steps.
 OF_TRAJECTORIES = ("trajectory", "step", "causal", "likelihood")
 PER_STEP = ("step", "causal")
+
+
+class Range(NamedTuple):
+    """What a number may be: from `low` to `high`, both allowed unless `open` leaves out `low`."""
+
+    low: float
+    high: float
+    open: bool = False
+
+    def __str__(self) -> str:
+        return f"{'above' if self.open else 'from'} {self.low:g} to {self.high:g}"
+
+
 MANY = 10**12
-RANGES = [  # field, smallest, largest
-    *((name, 1, MANY) for name in ("rounds", "pool", "batch", "energy_steps", "memory")),
-    *((name, 1, MANY) for name in ("diagnose_every", "patience")),
-    *((name, 0, MANY) for name in ("generator_steps", "generator_steps_max", "warm_start_steps")),
-    *((name, 0.0, 1e6) for name in ("energy_lr", "generator_lr", "offset_lr", "warm_start_lr")),
-    *((name, 0.0, 1.0) for name in ("average", "temper_ess")),
-    ("nu", 1e-3, 1e6),
-    ("base_share", 0.0, 0.99),
-]
+Count = Annotated[int, Range(1, MANY)]
+CountOrNone = Annotated[int, Range(0, MANY)]
+Share = Annotated[float, Range(0.0, 1.0)]
+Rate = Annotated[float, Range(0.0, 1e3)]
 
 
 @dataclass(frozen=True)
@@ -87,46 +99,37 @@ class FitConfig:
 
     objective: Objective = "auto"
     generator_loss: GeneratorLoss = "auto"
-    rounds: int = 30
-    pool: int = 8192
-    batch: int = 512
-    nu: float = 4.0
-    base_share: float = 0.2
-    energy_steps: int = 50
-    generator_steps: int = 10
-    generator_steps_max: int = 40
-    ess_target: float = 0.93
-    energy_lr: float = 1e-2
-    energy_decay: float | None = None
-    generator_lr: float = 1e-3
+    rounds: Count = 30
+    pool: Count = 8192
+    batch: Count = 512
+    nu: Annotated[float, Range(1e-3, 1e6)] = 4.0
+    base_share: Annotated[float, Range(0.0, 0.99)] = 0.2
+    energy_steps: Count = 50
+    generator_steps: CountOrNone = 10
+    generator_steps_max: CountOrNone = 40
+    ess_target: Annotated[float, Range(0.0, 1e6)] = 0.93
+    energy_lr: Rate = 1e-2
+    energy_decay: Annotated[float | None, Range(0.0, 1e6)] = None
+    generator_lr: Rate = 1e-3
     offset: Offset = "newton"
-    offset_lr: float = 1e-2
-    warm_start_steps: int = 500
-    warm_start_lr: float = 2e-3
-    likelihood_weight: float = 0.0
-    clip: float = 5.0
-    average: float = 0.1
-    temper_ess: float = 0.5
-    memory: int = 4
-    patience: int = 20
-    diagnose_every: int = 1
-    seed: int = 0
+    offset_lr: Rate = 1e-2
+    warm_start_steps: CountOrNone = 500
+    warm_start_lr: Rate = 2e-3
+    likelihood_weight: Annotated[float, Range(0.0, 1e6)] = 0.0
+    clip: Annotated[float, Range(0.0, 1e12, open=True)] = 5.0
+    average: Share = 0.1
+    temper_ess: Share = 0.5
+    memory: Count = 4
+    patience: Count = 20
+    diagnose_every: Count = 1
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """Every choice is one of the known, every number in its range; ValueError if not."""
-        choices = {"objective": Objective, "generator_loss": GeneratorLoss, "offset": Offset}
-        for name, known in choices.items():
-            if getattr(self, name) not in get_args(known):
-                raise ValueError(
-                    f"FitConfig({name}={getattr(self, name)!r}): expected {get_args(known)}."
-                )
-        ranges = RANGES if self.energy_decay is None else [*RANGES, ("energy_decay", 0.0, 1e6)]
-        for name, low, high in ranges:
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"FitConfig({name}={getattr(self, name)!r}): expected {low} to {high}."
-                )
+        """Every field has the type and the range that stand beside it; ConfigError if not."""
+        rules = get_type_hints(type(self), include_extras=True)
+        for name, rule in rules.items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), rule))
 
     @classmethod
     def trajectories(cls, horizon: int, *, opaque: bool = False, **changes: Any) -> "FitConfig":  # noqa: ANN401
@@ -183,3 +186,37 @@ class FitConfig:
             ess_target=1.1, energy_lr=1e-3, energy_decay=0.0, offset="gradient",
             warm_start_steps=0, average=0.0, patience=3000, diagnose_every=50,
         )  # fmt: skip
+
+
+def _checked(name: str, value: Any, rule: Any) -> Any:  # noqa: ANN401 - whatever was passed
+    """The value as a plain number, word or truth value.
+
+    Raises:
+        ConfigError: another type than the rule's, or out of its range.
+    """
+    if get_origin(rule) is Literal:
+        if isinstance(value, str) and value in get_args(rule):
+            return value
+        words = ", ".join(map(repr, get_args(rule)))
+        raise _refused(name, value, f"one of {words}", "Most likely a misspelling.")
+    if rule is bool:
+        if isinstance(value, bool | np.bool_):
+            return bool(value)
+        raise _refused(name, value, "True or False", "Leave the quotes or the number away.")
+    kind, span = get_args(rule)
+    if value is None and type(None) in get_args(kind):
+        return None
+    whole = kind is int
+    number = value.item() if isinstance(value, np.generic) else value
+    expected = f"{'a whole number' if whole else 'a number'} {span}"
+    if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
+        raise _refused(
+            name, value, expected, "Most likely text, an array, or a fraction: convert it."
+        )
+    if not span.low <= number <= span.high or (span.open and number == span.low):
+        raise _refused(name, value, expected, "Leave it out for the default.")
+    return number if whole else float(number)
+
+
+def _refused(name: str, value: object, expected: str, fix: str) -> ConfigError:
+    return ConfigError(f"FitConfig({name}={value!r}): expected {expected}.\n  {fix}")

@@ -20,8 +20,8 @@ found, the tree is about the learned parameters instead, and `loo`, `plot_khat`,
 | sample_stats | chain, draw | log_partition and ess_fraction: log Z at these parameters |
 | log_likelihood | chain, draw, row | log p of the data at these parameters |
 
-and posterior_predictive, proposal, observed_data and training as above. A `/` in a site's name is
-written `.`, because it would be a path in the tree.
+and posterior_predictive, proposal, observed_data and training as above. A site's name that would
+be lost in the tree (`a/b`, `draw`, `v_dim_0`) is changed as little as need be; see names.py.
 
 Of a fit to trajectories every group has `states` (time, state) and `actions` (step, action),
 however the program named its sites, and `cost` (term), so that
@@ -51,6 +51,7 @@ from torch import Tensor
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.evidence import Diagnosable, cost_features
+from ebm_pp.names import variable_names
 from ebm_pp.parameter_draws import parameter_draws
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.pool import n_rows
@@ -168,26 +169,28 @@ def _fit_groups(
     """The groups of a fit but observed_data and training, and its draws."""
     model = source.model
     with seeded(seed):
-        values, log_density, log_q = propose(source, n)
-        walked = walk(values, log_density, log_q, chains)
-    draws = Draws(values, log_density - log_q)
+        drawn = propose(source, n)
+        walked = walk(drawn.values, drawn.log_density, drawn.log_q, chains)
+    draws = Draws(drawn.values, drawn.log_weights, drawn.rejected)
     groups = {**_chain_groups(walked, model), "proposal": _proposal(draws, model)}
     if rows is None:
         return groups, draws
     size = (chains, REPLICATES, min(n_rows(rows), REPLICATE_ROWS))
     if uncertainty:
         with seeded(seed):
+            massive = drawn.with_mass()
             of = parameter_draws(
-                model, rows, uncertainty, values, log_q, (chains, PARAMETER_DRAWS), size[1:]
-            )
+                model, rows, uncertainty, massive.values, massive.log_q,
+                (chains, PARAMETER_DRAWS), size[1:],
+            )  # fmt: skip
         statistics = {"log_partition": of.log_partition, "ess_fraction": of.ess}
         log_likelihood, replicates = of.log_likelihood, of.replicates
         groups |= {"posterior": _variables(of.values), "sample_stats": _variables(statistics)}
     else:
         log_z = log_partition_from_weights(draws.log_weights)
         log_likelihood = (log_density_of(model, rows) - log_z.value)[None, None]
-        drawn = resample(draws, math.prod(size), seed=seed)
-        replicates = {name: value.unflatten(0, size) for name, value in drawn.items()}
+        again = resample(draws, math.prod(size), seed=seed)
+        replicates = {name: value.unflatten(0, size) for name, value in again.items()}
     predictive = _variables(replicates, model)
     joint = {"joint": _array(log_likelihood)}
     return groups | {"log_likelihood": joint, "posterior_predictive": predictive}, draws
@@ -249,7 +252,8 @@ def _proposal(draws: Draws, model: EnergyModel | None = None) -> Variables:
 def _variables(x: Sites, model: EnergyModel | None = None) -> Variables:
     if model is not None and model.layout is not None:
         return _trajectory_variables(x, model)
-    return {name.replace("/", "."): _array(value) for name, value in x.items()}
+    names = variable_names(x)
+    return {names[name]: _array(value) for name, value in x.items()}
 
 
 @torch.no_grad()

@@ -10,34 +10,46 @@ batch with a loop over draws (`verify.py`). Densities are those of the constrain
 the reference measure of Pyro's own bijections; `constrain` and `unconstrain` give the Jacobian.
 """
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial, reduce
 from operator import add
+from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 from torch.nn.parameter import is_lazy
 
-from ebm_pp.ancestral import draw_base
-from ebm_pp.circle import wrap
-from ebm_pp.data import check_rows, require_rows
+from ebm_pp.ancestral import draw_base, draws_inside
+from ebm_pp.circle import TURN, from_radians, to_radians
+from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks, surroundings
+from ebm_pp.findings import look_at, warn
+from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks
 from ebm_pp.rows import columns_as_html
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.stored import Data
 from ebm_pp.support import bijection, describe
+from ebm_pp.surroundings import (
+    evaluating,
+    ordinary,
+    require_trainable,
+    surroundings,
+    trainable,
+)
 from ebm_pp.trace import read_sites
 from ebm_pp.trajectory import read_layout
 from ebm_pp.verify import compile_program, evaluate
 
 __all__ = ["EnergyModel", "Site", "Sites"]
+
+Rows = Mapping[str, Any]  # of arrays, tensors or lists, as users have them
 
 
 class EnergyModel(nn.Module):
@@ -104,9 +116,11 @@ class EnergyModel(nn.Module):
         # Constraints of the parameters that `pyro.param` statements declare.
         self._declared: dict[str, constraints.Constraint] = {}
         self._compiling = True
-        self._compiled = compile_program(
-            self._run, partial(self._run, validate=True), self.parameters, batching
-        )
+        require_trainable(self)
+        with trainable(torch.get_default_dtype()):
+            self._compiled = compile_program(
+                self._run, partial(self._run, validate=True), self, batching
+            )
         self._compiling = False
         self.batching = self._compiled.batching
         self.soft_value: SoftValue | None = None
@@ -122,6 +136,7 @@ class EnergyModel(nn.Module):
         self._bijections = {
             name: bijection(site.support) for name, site in sites.items() if not site.trajectory
         }
+        self._bounded = [name for name in self._bijections if is_bounded(sites[name])]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,72 +148,74 @@ class EnergyModel(nn.Module):
         """The device of the parameters."""
         return self._anchor.device
 
-    def energy(self, x: Sites) -> Float[Tensor, "n"]:
+    def energy(self, x: Rows) -> Float[Tensor, "n"]:
         """Minus the sum of factors and observed log densities; low means likely.
 
-        Values are taken as they are: `check` tells whether rows belong to the model.
+        Rows of `terms`: of any container, values as they are; `check` tells whether they belong
+        to the model. Outside the support the factors say what they say, `log_density` is -inf.
 
         Args:
-            x: Draws, each value `(n, *site_shape)`.
+            x: Draws or rows, each value `(n, *site_shape)`.
 
         Returns:
             E(x), in nats.
-
-        Raises:
-            DataError: A site is missing.
         """
-        return -self._total(self.terms(x), self._compiled.factors, x)
+        return -self._total(self.terms(x), self._compiled.factors)
 
-    def log_base(self, x: Sites) -> Float[Tensor, "n"]:
+    def log_base(self, x: Rows) -> Float[Tensor, "n"]:
         """The log density of the base measure: the sum of the sites' own log densities.
 
         Args:
-            x: Draws, each value `(n, *site_shape)`.
+            x: Draws or rows, each value `(n, *site_shape)`.
 
         Returns:
-            log mu(x), in nats; an improper site counts as zero.
-
-        Raises:
-            DataError: A site is missing.
+            log mu(x), in nats; an improper site counts as zero. -inf outside the support; at a
+            closed end of it what the distribution says.
         """
-        return self._total(self.terms(x), self.sites, x)
+        return self._total(self.terms(x), self.sites)
 
-    def log_density(self, x: Sites) -> Float[Tensor, "n"]:
+    def log_density(self, x: Rows) -> Float[Tensor, "n"]:
         """The unnormalised log density, `log_base(x) - energy(x)`, in one evaluation.
 
         Args:
-            x: Draws, each value `(n, *site_shape)`.
+            x: Draws or rows, each value `(n, *site_shape)`.
 
         Returns:
-            log p~(x), in nats.
-
-        Raises:
-            DataError: A site is missing.
+            log p~(x), in nats: -inf where the base measure has no mass, whatever the factors;
+            NaN where x is.
         """
         terms = self.terms(x)
-        return self._total(terms, terms, x)
+        total = self._total(terms, terms)
+        for name in self._bounded:
+            total = torch.where(terms[name] == -torch.inf, -torch.inf, total)
+        return total
 
-    def terms(self, x: Sites) -> dict[str, Tensor]:
+    def terms(self, x: Rows) -> dict[str, Tensor]:
         """The summands of the log density, by name.
 
         Args:
-            x: Draws, each value `(n, *site_shape)`.
+            x: Draws or rows, each value `(n, *site_shape)`, of any container; converted, but not
+                checked.
 
         Returns:
-            For each site its log base density, for each factor and observed site its log
-            factor, which is minus its energy, and `soft_value` if there is one; each `(n,)`, in
-            nats.
+            For each site its log base density, -inf outside its support; for each factor and
+            observed site its log factor, which is minus its energy; and `soft_value` if there is
+            one; each `(n,)`, in nats.
 
         Raises:
             DataError: A site is missing, or a value is not `(n, *site_shape)`.
         """
-        require_rows(self.sites, x)
-        terms = evaluate(self._run, self._compiled, {name: x[name] for name in self.sites})
+        x = {name: ordinary(value) for name, value in self.as_rows(x).items()}
+        with evaluating(len(next(iter(x.values())))):
+            terms = evaluate(self._run, self._compiled, x)
+        for name in self._bounded:
+            inside = in_support(self.sites[name], x[name])
+            terms[name] = torch.where(inside, terms[name], -torch.inf)
         if self.soft_value is not None and self.layout is not None:
             terms["soft_value"] = self.soft_value.total(self.layout.pack(x))
         return terms
 
-    def step_log_density(self, x: Sites) -> Float[Tensor, "n T"]:
+    def step_log_density(self, x: Rows) -> Float[Tensor, "n T"]:
         """Minus the cost of every step of trajectories; their sum is minus the energy.
 
         Args:
@@ -214,21 +231,20 @@ class EnergyModel(nn.Module):
         stages = self.stage_log_density(x)
         return torch.cat([stages[:, :-2], stages[:, -2:].sum(1, keepdim=True)], 1)
 
-    def stage_log_density(self, x: Sites) -> Float[Tensor, "n stages"]:
+    def stage_log_density(self, x: Rows) -> Float[Tensor, "n stages"]:
         """`step_log_density` with minus the terminal cost in a column of its own, the last."""
         if self.layout is None:
             raise ProgramError(
                 f"the sites {list(self.sites)} make no trajectory; expected states and actions.\n"
                 "  Declare them with trajectory(dynamics, T)."
             )
-        require_rows(self.sites, x)
-        values = {name: x[name] for name in self.sites}
-        return by_step(self._run, values, self.layout, loop=self.batching == "loop")
+        x = {name: ordinary(value) for name, value in self.as_rows(x).items()}
+        with evaluating(len(next(iter(x.values())))):
+            return by_step(self._run, x, self.layout, loop=self.batching == "loop")
 
-    def _total(self, terms: dict[str, Tensor], names: Collection[str], x: Sites) -> Tensor:
+    def _total(self, terms: dict[str, Tensor], names: Collection[str]) -> Tensor:
         if not names:
-            first = x[next(iter(self.sites))]
-            return first.new_zeros(len(first))
+            return torch.zeros_like(next(iter(terms.values())))
         return reduce(add, [terms[name] for name in names])
 
     def constrain(self, z: Float[Tensor, "n d"]) -> tuple[Sites, Float[Tensor, "n"]]:
@@ -238,13 +254,14 @@ class EnergyModel(nn.Module):
             z: Unconstrained coordinates; angles may have any winding.
 
         Returns:
-            Draws x, angles in [-pi, pi), and log|dx/dz|.
+            Draws x, angles in one turn (see `Circle`), and log|dx/dz|.
         """
         x, log_jacobian = {}, z.new_zeros(len(z))
         parts = z.split([site.dim for site in self.sites.values()], dim=-1)
         for site, part in zip(self.sites.values(), parts, strict=True):
             if site.circular:
-                x[site.name] = wrap(part).reshape(len(z), *site.shape)
+                x[site.name] = from_radians(part, site.period).reshape(len(z), *site.shape)
+                log_jacobian = log_jacobian + site.dim * math.log(site.period / TURN)
                 continue
             if site.trajectory:  # its coordinates are its values
                 value = part.reshape(len(z), *site.shape)
@@ -256,20 +273,22 @@ class EnergyModel(nn.Module):
             log_jacobian = log_jacobian + _log_jacobian(transform, free, x[site.name])
         return x, log_jacobian
 
-    def unconstrain(self, x: Sites) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
+    def unconstrain(self, x: Rows) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
         """From draws to unconstrained coordinates.
 
         Args:
-            x: Draws inside their supports, each value `(n, *site_shape)`.
+            x: Draws or rows inside their supports, each value `(n, *site_shape)`.
 
         Returns:
             Unconstrained coordinates z, angles in [-pi, pi), and log|dz/dx|.
         """
+        x = self.as_rows(x)
         parts, log_jacobian = [], torch.zeros((), dtype=self.dtype, device=self.device)
         for site in self.sites.values():
             value = x[site.name]
             if site.circular:
-                parts.append(wrap(value).reshape(len(value), site.dim))
+                parts.append(to_radians(value, site.period).reshape(len(value), site.dim))
+                log_jacobian = log_jacobian - site.dim * math.log(site.period / TURN)
                 continue
             if site.trajectory:
                 parts.append(value.to(self.dtype).reshape(len(value), site.dim))
@@ -282,6 +301,11 @@ class EnergyModel(nn.Module):
         return z, log_jacobian.expand(len(z))
 
     @torch.no_grad()
+    def inside(self, x: Rows) -> Bool[Tensor, "n"]:
+        """Whether each draw is finite and strictly inside its supports."""
+        return inside_of(self.sites, self.as_rows(x))
+
+    @torch.no_grad()
     def sample_base(self, n: int) -> Sites:
         """Draws of the base measure, ancestrally and from the global random stream.
 
@@ -292,7 +316,8 @@ class EnergyModel(nn.Module):
             Draws, each value `(n, *site_shape)`.
 
         Raises:
-            ProgramError: A site's base is improper, or scaled or masked by the program.
+            ProgramError: A site's base is improper, or scaled or masked by the program, or its
+                draws are not inside its support.
         """
         for site in self.sites.values():
             if not site.proper:
@@ -301,10 +326,26 @@ class EnergyModel(nn.Module):
                     "scaled or masked site); expected one that can be sampled.\n  Give the site "
                     "a normalised distribution, or do not draw from the base."
                 )
-        return draw_base(self._run, self._compiled, n)
+        with evaluating(n):
+            return draws_inside(
+                lambda m: draw_base(self._run, self._compiled, m), self._has_coordinates,
+                self.sites, n,
+            )  # fmt: skip
+
+    def _has_coordinates(self, x: Sites) -> Bool[Tensor, "n"]:
+        """Whether each draw is inside its supports and so are its unconstrained coordinates."""
+        return self.inside(x) & self.unconstrain(x)[0].isfinite().all(1)
+
+    def as_rows(self, x: Rows) -> Sites:
+        """Rows of any container in the model's dtype and device, not checked (`data.as_rows`)."""
+        return as_rows(x, self.sites, self.dtype, self.device)
 
     def check(self, x: object) -> Sites:
         """User data as rows of this model: checked, never repaired.
+
+        A `UserWarning` names what makes a fit to the rows meaningless (findings.py): tied values,
+        columns that are constant or determine one another, rows far from all others, a spread
+        that the model's type does not resolve.
 
         Args:
             x: A dict from site name to an array, tensor or nested list `(n, *site_shape)`.
@@ -316,11 +357,18 @@ class EnergyModel(nn.Module):
             DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
                 finite, outside the support or on its boundary, or there are no rows.
         """
-        return {name: value[:] for name, value in self.stored(x).items()}
+        rows = self.stored(x)
+        warn(look_at(self, rows))
+        return {name: value[:] for name, value in rows.items()}
 
     def stored(self, x: object) -> Data:
-        """`check` without copies: rows in a file or of another type are converted when indexed."""
+        """`check` without copies or warnings: rows elsewhere are converted when indexed."""
         return check_rows(x, self.sites, self.dtype, self.device, self.layout)
+
+    def lazy(self, x: Rows) -> Data:
+        """`stored` without looking at the values, and without minding other names."""
+        known = {k: v for k, v in x.items() if k in self.sites} if isinstance(x, Mapping) else x
+        return lazy_rows(known, self.sites, self.dtype, self.device)
 
     def _repr_html_(self) -> str:
         """Sites with their supports and factors, in two tables, and the number of parameters."""

@@ -1,18 +1,22 @@
 """`diagnose`: may the draws, log Z and the fit be used, and if not, what is wrong?
 
-Evidence comes from three sides: the proposal's own weights (pareto.py), data and base measure
-(reach.py), and moments (moments.py). The causes are told apart in this order:
+The rows come first, those of the training and those given: tied values, columns that determine one
+another, far rows and lost digits (findings.py) make log-likelihoods meaningless or explain what
+else is seen. Evidence on the fit comes from three sides: the proposal's own weights (pareto.py),
+data and base measure (reach.py), and moments (moments.py). The causes are told apart in this
+order:
 
 | weights | density and data | cause |
 |---|---|---|
-| any | draws of the base measure find mass that data lack | the energy leaks mass |
+| any | draws of the base measure or beyond it find mass that data lack | the energy leaks mass |
 | heavy, or rows beyond reach | a barrier of p~ in between | q dropped a mode |
 | heavy, or rows beyond reach | data centrally wider than draws, at a site | q too narrow |
 | heavy, or rows beyond reach | the centres agree | q's tails are too light |
 | good | moments differ | the energy: a wrong or missing factor |
 
-Weights are heavy if the k-hat of q's own draws says so. Rows are beyond reach if their own weights
-say so while those of q's draws may look perfect: q never drew there.
+Weights are heavy if the k-hat of q's own draws says so, or if one draw decides log Z. Rows are
+beyond reach if their own weights say so while those of q's draws may look perfect: q never drew
+there.
 
 A leak comes first, since a generator that follows the leaking energy has heavy weights: a
 consequence. Moments and offset are judged only where neither leak nor generator is at fault, which
@@ -21,14 +25,16 @@ shift them too.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, Labels, measure
+from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, findings_of, measure
+from ebm_pp.findings_verdict import findings_as_html, findings_as_text, rows_first
+from ebm_pp.labels import Labels
 from ebm_pp.moments import Gap, family_threshold, moment_gaps
 from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
 from ebm_pp.policy_verdict import explain_policy, healthy_policy, policy_rows
-from ebm_pp.rows import Row, as_html, as_text
+from ebm_pp.rows import Row, as_html, as_text, shown
 from ebm_pp.sampling import seeded
 
 __all__ = [
@@ -46,6 +52,10 @@ REACHED = 0.1  # of the proposal's ESS: a forward ESS below that is another orde
 BEYOND = 3  # rows beyond reach: fewer can be chance
 FINITE_MEAN = 1.0  # data-side k-hat
 LEAK = 0.01  # fraction of the mass
+KNOWN = 0.5  # largest relative error of a leak that is believed
+CERTAIN = 0.1  # but such a share is: by chance a true one of LEAK looks so large once in ten
+REJECTED = 1e-3  # fraction of the draws without a density that needs a word
+ENOUGH = 100  # effective draws: of fewer no tail can be told
 PRECISE = 0.05  # nats, standard error of log Z
 OFFSET = 0.1  # nats, |b - log Z| beyond sampling error
 MATERIAL = 0.05  # sd of a statistic: smaller gaps can be real but do little harm
@@ -56,7 +66,10 @@ BARRED = 0.5  # fraction of the rows beyond reach
 RHAT, ESS_PER_CHAIN = 1.03, 100
 CHAINS = 4
 # With these log Z, and moments by the weights, are not to be trusted.
-MISSED = ("leaked_mass", "dropped_mode", "narrow_proposal", "heavy_tail", "undetermined_tail")
+MISSED = (
+    "leaked_mass", "dropped_mode", "narrow_proposal", "heavy_tail", "undetermined_tail",
+    "single_draw",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,12 @@ class Report:
         rows: one per measurement.
         verdict: one to three sentences: the cause, and what to do.
         problems: short keys of what is wrong, the cause first: `dropped_mode`, `narrow_proposal`,
-            `heavy_tail`, `undetermined_tail`, `low_ess`, `leaked_mass`, `wrong_factor`,
-            `offset_gap`, `imprecise_log_partition`, `poor_mixing`; of trajectories also
-            `other_start` (they start elsewhere than the declared law).
-        where: the site statistic or term that the first problem is about; empty if none.
+            `heavy_tail`, `single_draw`, `undetermined_tail`, `low_ess`, `leaked_mass`,
+            `wrong_factor`, `offset_gap`, `imprecise_log_partition`, `poor_mixing`; of trajectories
+            also `other_start` (they start elsewhere than the declared law). Before them what makes
+            rows unfit for any density: `constant_column`, `collinear`, `tied_rows`,
+            `repeated_rows`, `far_rows`, `precision`.
+        where: the site, site statistic or term that the first problem is about; empty if none.
         evidence: all measurements.
     """
 
@@ -86,10 +101,10 @@ class Report:
         return not self.problems
 
     def __str__(self) -> str:
-        return as_text(self.rows, self.verdict)
+        return findings_as_text(self.evidence.findings) + as_text(self.rows, self.verdict)
 
     def _repr_html_(self) -> str:
-        return as_html(self.rows, self.verdict)
+        return findings_as_html(self.evidence.findings) + as_html(self.rows, self.verdict)
 
 
 def diagnose(
@@ -117,7 +132,7 @@ def diagnose(
 
     Raises:
         DataError: the data do not fit the program, or groups are not one label a row.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
         GeneratorError: no draw of the generator has any weight.
 
     Source: Vehtari et al. 2024, arXiv:1507.02646 (weights); Grosse et al. 2015, arXiv:1511.02543
@@ -125,9 +140,12 @@ def diagnose(
     """
     with seeded(seed):
         found = measure(fit, data, n, CHAINS, groups)
+    found = replace(found, findings=findings_of(fit, data))
     problems = _problems(found)
     where, verdict = _explain(problems, found)
-    return Report(_rows(found, problems), verdict, problems, where, found)
+    rows = _rows(found, problems)
+    keys, site, verdict = rows_first(found.findings, bool(problems), verdict)
+    return Report(rows, verdict, (*keys, *problems), site or where, found)
 
 
 def _problems(found: Evidence) -> tuple[str, ...]:
@@ -163,8 +181,10 @@ def _generator_problem(found: Evidence) -> str:
     if math.isnan(k):
         return "undetermined_tail"
     narrow = spread.ratio > spread.limit
-    if beyond or k > threshold(found.n):
+    if beyond or found.log_z.heavy:
         return "narrow_proposal" if narrow else "heavy_tail"
+    if not found.log_z.agrees:
+        return "single_draw"
     if found.log_z.ess < USABLE_ESS:
         return "narrow_proposal" if narrow else "low_ess"
     return ""
@@ -181,12 +201,14 @@ def _beyond_reach(found: Evidence) -> bool:
 def _leaks(found: Evidence) -> bool:
     """Whether the base measure finds mass beyond reach that the data, if any, do not have."""
     leak = found.leak
-    if leak is None or leak.mass <= max(LEAK, 3 * leak.standard_error):
+    if leak is None or leak.share <= LEAK:
+        return False
+    if leak.standard_error > KNOWN * leak.share and leak.share <= CERTAIN:
         return False
     if found.data is None:
         return True
     rows = found.data.side.beyond
-    return len(rows) * leak.mass / (1 + leak.mass) > 3 * int(rows.sum()) + LACKING
+    return len(rows) * leak.share > 3 * int(rows.sum()) + LACKING
 
 
 def _matters(gap: Gap, data: AtData) -> bool:
@@ -224,31 +246,49 @@ def _explain(problems: tuple[str, ...], found: Evidence) -> tuple[str, str]:
     worst, gap = _worst(found.data) if found.data else ("", Gap(0.0, 0.0))
     if found.law:
         return explain_policy(cause, found, worst, gap)
-    leak = f"{found.leak.mass:.0%}" if found.leak else ""
-    beyond = f"{found.data.side.share:.1%} of the rows" if found.data else f"mass (+{leak})"
+    leak = f"{found.leak.share:.0%}" if found.leak else ""
+    beyond = f"{found.data.side.share:.1%} of the rows" if found.data else f"{leak} of the mass"
     where = {"narrow_proposal": spread.name, "wrong_factor": worst}.get(cause, "")
     text = {
         "dropped_mode": f"Dropped mode: {beyond} lie behind a barrier of the density, where the "
         "generator practically never draws; its own weights cannot show it. Draws and log Z miss "
-        "that mass. Train the generator with generator_loss='weighted_forward_kl', or start it "
-        "wider or from the data.",
+        "that mass. "
+        + (
+            ""
+            if found.keeps_modes
+            else "Train the generator with generator_loss='weighted_forward_kl', or s"
+        )
+        + ("S" if found.keeps_modes else "")
+        + "tart it wider or from the data.",
         "narrow_proposal": f"Too narrow proposal: at site {where} the data's central spread is "
-        f"{spread.ratio:.2f} times the draws'. Draws and log Z are not to be trusted. Start the "
-        "generator wider (scale > 1) and train it longer (generator_steps_max).",
-        "heavy_tail": "Heavy tail: the centre fits, but the generator's tails are lighter than "
-        f"the energy's (k-hat {found.log_z.pareto_k:.2f}; beyond its reach: {beyond}). Log Z and "
-        "its error are not to be trusted. Use FlowGenerator(base='student_t').",
+        f"{shown(spread.ratio, 2)} times the draws'. Draws and log Z are not to be trusted. Start "
+        "the generator wider (scale > 1) and train it longer (generator_steps_max).",
+        "heavy_tail": f"Heavy tail: {_centre(found)} (k-hat {found.log_z.pareto_k:.2f}; beyond "
+        f"its reach: {beyond}). Log Z and its error are not to be trusted. "
+        + (
+            "Train the generator longer (rounds, generator_steps_max)."
+            if found.heavy_base
+            else "Use FlowGenerator(base='student_t')."
+        ),
+        "single_draw": f"A single draw decides log Z: {shown(found.log_z.value, 2)} with it, "
+        f"{shown(found.log_z.smoothed, 2)} where its weight is smoothed, though the others look "
+        "well. Neither is to be trusted: most likely mass that the generator hardly reaches. "
+        "Raise n to see whether it comes again, and train the generator longer.",
         "undetermined_tail": "The tail of the weights cannot be judged: too few draws, or many "
         "with the same weight. Raise n.",
-        "low_ess": f"Low ESS: {1 / found.log_z.ess:.0f} draws are worth one. The weights' tail is "
-        "light, so log Z holds within its error, but train the generator longer "
-        "(generator_steps_max).",
-        "leaked_mass": f"Leaking energy: draws of the base measure find {leak} more mass where "
-        "data are not and the generator hardly draws. Raise base_share, train longer, or start "
-        "from a tilt.",
+        "low_ess": f"Low ESS: {1 / found.log_z.ess:.0f} draws are worth one. "
+        + (
+            "The weights' tail is light, so log Z holds within its error, but train"
+            if found.n * found.log_z.ess >= ENOUGH
+            else "So few effective draws tell nothing of the tail, nor log Z: raise n, and train"
+        )
+        + " the generator longer (generator_steps_max).",
+        "leaked_mass": f"Leaking energy: {leak} of the model's mass is where data are not and the "
+        "generator hardly draws; draws of the base measure, or beyond it, find it. Raise "
+        "base_share, train longer, or start from a tilt.",
         "wrong_factor": f"Wrong or missing factor: the data's mean of '{worst}' is "
-        f"{abs(gap.size):.2f} sd {'above' if gap.z > 0 else 'below'} the model's "
-        f"({abs(gap.z):.1f} standard errors), while the generator is fine. Train the energy "
+        f"{shown(abs(gap.size), 2)} sd {'above' if gap.z > 0 else 'below'} the model's "
+        f"({shown(abs(gap.z), 1)} standard errors), while the generator is fine. Train the energy "
         "longer, or add a factor that can move this statistic.",
         "offset_gap": "The offset b is far from log Z: the discriminator has not converged. Train "
         "longer. Log Z itself is from the draws and is not affected.",
@@ -264,28 +304,43 @@ def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
     k = log_z.pareto_k
     rows = [
         *policy_rows(found),
-        Row("proposal: Pareto k-hat", k, f"{k:.2f}", f"<= {limit:.2f}", _tail_word(k, limit)),
+        Row(
+            "proposal: Pareto k-hat",
+            k,
+            shown(k, 2),
+            f"<= {shown(limit, 2)}",
+            _tail_word(k, limit) if log_z.heavy or not k > limit else f"ok: {log_z.tail:.1%} of w",
+        ),
         _at_least("proposal: ESS/n", log_z.ess, USABLE_ESS),
         *(_data_rows(found, found.data, problems) if found.data else ()),
     ]
     if found.leak:
-        text = f"{found.leak.mass:.2%} +- {found.leak.standard_error:.2%}"
-        word = "beyond reach" if found.leak.mass > LEAK else "ok"
-        rows.append(Row("base: mass beyond reach", found.leak.mass, text, f"<= {LEAK:.0%}", word))
-    text = f"{log_z.value:.4f} +- {log_z.standard_error:.4f}"
+        share = found.leak.share
+        text = f"{share:.2%} +- {found.leak.standard_error:.2%}"
+        word = "beyond reach" if _leaks(found) else "ok" if share <= LEAK else "cannot tell"
+        rows.append(Row("base: mass beyond reach", share, text, f"<= {LEAK:.0%}", word))
+    if found.rejected:
+        share = found.rejected / found.n
+        text = f"{found.rejected} of {found.n}, given no weight"
+        word = "ok" if share <= REJECTED else "many"
+        rows.append(Row("draws without a density", share, text, f"<= {REJECTED:.1%}", word))
+    text = f"{shown(log_z.value, 4)} +- {shown(log_z.standard_error, 4)}"
     word = "ok" if log_z.standard_error <= PRECISE else "imprecise"
-    if problems and problems[0] in MISSED:
+    few = problems[:1] == ("low_ess",) and found.n * log_z.ess < ENOUGH
+    if few or (problems and problems[0] in MISSED):
         word = "not to be trusted"
     if found.own:
         word = "noisy: long horizon"
     low, high = found.bounds
     needed = CHAINS * ESS_PER_CHAIN
     mixed = found.max_rhat <= RHAT and found.min_ess >= needed
-    chains = f"{found.max_rhat:.3f}, {found.min_ess:.0f} (accepted {found.acceptance:.0%})"
+    chains = (
+        f"{shown(found.max_rhat, 3)}, {shown(found.min_ess, 0)} (accepted {found.acceptance:.0%})"
+    )
     return (
         *rows,
         Row("log Z", log_z.value, text, f"error <= {PRECISE}", word),
-        Row("log Z between", high - low, f"{low:.3f} and {high:.3f}", "", ""),
+        Row("log Z between", high - low, f"{shown(low, 3)} and {shown(high, 3)}", "", ""),
         Row("chains: r-hat, ESS", found.max_rhat, chains, f"<= {RHAT}, >= {needed}",
             "ok" if mixed else "mixes poorly"),
     )  # fmt: skip
@@ -303,16 +358,17 @@ def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list
         moments = "too large" if _matters(gap, data) else "real but small"
     k = side.pareto_k
     rows = [
-        Row("data: Pareto k-hat", k, f"{k:.2f}", f"<= {FINITE_MEAN:.2f}",
+        Row("data: Pareto k-hat", k, shown(k, 2), f"<= {FINITE_MEAN:.2f}",
             _tail_word(k, FINITE_MEAN)),
         _at_least("data: forward ESS/n", side.forward_ess, wanted),
         Row("data: beyond reach", side.share, f"{side.share:.2%} of {len(side.beyond)} rows",
             f"< {BEYOND} rows", "beyond reach" if int(side.beyond.sum()) >= BEYOND else "ok"),
-        Row("largest moment gap", gap.z, f"{gap.z:+.1f} SE, {gap.size:+.2f} sd ({name})",
-            f"<= {limit:.1f} SE", moments),
+        Row("largest moment gap", gap.z,
+            f"{shown(gap.z, 1, '+')} SE, {shown(gap.size, 2, '+')} sd ({name})",
+            f"<= {shown(limit, 1)} SE", moments),
         Row("log-likelihood of rows", data.log_likelihood,
-            f"{data.log_likelihood:.4f} +- {data.log_likelihood_error:.4f} "
-            f"({data.gain:+.4f} on q)", "", ""),
+            f"{shown(data.log_likelihood, 4)} +- {shown(data.log_likelihood_error, 4)} "
+            f"({shown(data.gain, 4, '+')} on q)", "", ""),
     ]  # fmt: skip
     if math.isnan(data.offset_gap):
         return rows
@@ -320,14 +376,27 @@ def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list
     word = "ok" if abs(data.offset_gap) <= allowed else "not converged"
     return [
         *rows,
-        Row("offset b - log Z", data.offset_gap, f"{data.offset_gap:+.3f}",
-            f"within {allowed:.2f}", word),
-        Row("discriminator accuracy", data.accuracy, f"{data.accuracy:.3f}", "", ""),
+        Row("offset b - log Z", data.offset_gap, shown(data.offset_gap, 3, '+'),
+            f"within {shown(allowed, 2)}", word),
+        Row("discriminator accuracy", data.accuracy, shown(data.accuracy, 3), "", ""),
     ]  # fmt: skip
 
 
+def _centre(found: Evidence) -> str:
+    """What is known of the centre when the tails are too light."""
+    if found.log_z.ess >= USABLE_ESS:
+        return "the centre fits, but the generator's tails are lighter than the energy's"
+    return f"few draws carry the weights (ESS/n {shown(found.log_z.ess, 3)})"
+
+
 def _at_least(name: str, value: float, limit: float) -> Row:
-    return Row(name, value, f"{value:.3f}", f">= {limit:.2f}", "ok" if value >= limit else "low")
+    return Row(
+        name,
+        value,
+        shown(value, 3),
+        f">= {shown(limit, 2)}",
+        "ok" if value >= limit else "low",
+    )
 
 
 def _tail_word(k: float, limit: float) -> str:

@@ -16,5 +16,9 @@ class GeneratorError(ValueError):
     """A generator that does not keep the three-name protocol."""
 
 
+class ConfigError(ValueError):
+    """A setting of `FitConfig` of another type, or out of its range."""
+
+
 class CheckpointError(ValueError):
     """A saved fit that cannot be read, or does not belong to the program."""

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
+from ebm_pp.findings import Finding, look_at
+from ebm_pp.labels import Labels, rows_and_labels
+from ebm_pp.leak import Leak, find_leak
 from ebm_pp.moments import (
     Gap,
     compare_moments,
@@ -20,26 +21,16 @@ from ebm_pp.moments import (
     site_statistics,
     trajectory_statistics,
 )
-from ebm_pp.pareto import chain_statistics, threshold
+from ebm_pp.outskirts import outskirts_of
+from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import Estimate, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
-from ebm_pp.reach import (
-    DataSide,
-    Leak,
-    Spread,
-    behind_barrier,
-    data_side,
-    leaked_mass,
-    widest,
-    widest_action,
-)
-from ebm_pp.sampling import Chains, Fitted, propose, slices, walk
+from ebm_pp.reach import DataSide, Spread, behind_barrier, data_side, widest, widest_action
+from ebm_pp.sampling import Chains, Fitted, Proposed, propose, slices, walk
 from ebm_pp.step_weights import StepWeights, soft_value_of, step_log_weights, weigh_steps
-from ebm_pp.stored import representative
 
 ROWS_TRIED = 100  # rows beyond reach that are looked at more closely
 USABLE_ESS = 0.1  # fraction; below it ten draws are worth less than one
-Labels = Int[Tensor, " rows"] | NDArray[np.integer]  # rows of one label go together
 CONDITIONAL = "the soft-optimal policy's, start states given"
 JOINT = "joint density of trajectories, one log Z for all starts"
 
@@ -98,24 +89,29 @@ class Evidence:
     Attributes:
         n: draws of q.
         log_z: from draws of q alone.
+        rejected: draws of q that have no density, which have weight zero.
         bounds: below and above log Z, in expectation.
         acceptance: of independence-MH chains over the draws.
         min_ess: effective draws of the chains, in the worst coordinate.
         max_rhat: r-hat in the worst coordinate.
         spread: the coordinate where data (or the chains) are widest against the draws.
-        leak: mass that draws of the base measure find; None if the base is improper.
+        leak: mass that draws of the base measure and of the outskirts find; None without both.
         behind_barrier: of the rows beyond reach (of the data, or without data of the base measure)
             the fraction that a barrier of p~ separates from the draws; nan if there is none, and
             for trajectories, which have no straight ways between them.
         data: None without data.
         steps: of a policy, the weights of single steps.
         law: of trajectories, which one the weights are about; empty for other programs.
+        heavy_base: whether the generator's base has heavy tails already.
+        keeps_modes: whether the generator was trained by weighted forward KL.
         own: whether moments are compared with the policy's own draws instead of weighted ones:
             weights of whole trajectories are unusable, though every single step is fine.
+        findings: what is wrong with rows themselves, each with whose rows these are.
     """
 
     n: int
     log_z: Estimate
+    rejected: int
     bounds: tuple[float, float]
     acceptance: float
     min_ess: float
@@ -127,6 +123,9 @@ class Evidence:
     steps: StepWeights | None = None
     law: str = ""
     own: bool = False
+    heavy_base: bool = False
+    keeps_modes: bool = False
+    findings: tuple[tuple[str, Finding], ...] = ()
 
 
 @torch.no_grad()
@@ -150,24 +149,28 @@ def measure(
     rows, labels = None, None
     if data is not None:
         rows, labels = rows_and_labels(model, data, groups)
-    x, log_density, log_q = propose(fit, n)
-    log_weights = log_density - log_q
+    drawn = propose(fit, n)
+    log_weights = drawn.log_weights
     log_z = log_partition_from_weights(log_weights)
-    walked = walk(x, log_density, log_q, chains)
+    walked = walk(drawn.values, drawn.log_density, drawn.log_q, chains)
     if model.layout is not None:
-        return _of_trajectories(fit, rows, x, log_weights, walked, labels)
-    z, _ = model.unconstrain(x)
+        return _of_trajectories(fit, rows, drawn, walked, labels)
+    massive = drawn.with_mass()
+    z, _ = model.unconstrain(massive.values)
     z_walk, _ = model.unconstrain({k: v.flatten(0, 1) for k, v in walked.values.items()})
     ess, rhat = _mixing(model, walked, z_walk)
     z_data = z_walk if rows is None else model.unconstrain(rows)[0]
-    at_data = None if rows is None else _at_data(fit, rows, x, log_weights, log_z, labels)
-    leak, z_base = _leak(fit, n, log_weights, log_z.value) if model.proper else (None, z[:0])
-    outside = z_base if at_data is None else z_data[at_data.side.beyond]
+    at_data = None if rows is None else _at_data(fit, rows, drawn, log_z, labels)
+    leak = _leak(fit, rows, log_weights, log_z.value)
+    z_leak = z[:0] if leak is None else leak.z
+    outside = z_leak if at_data is None else z_data[at_data.side.beyond]
     some = outside[torch.randperm(len(outside))[:ROWS_TRIED]]
+    loss = getattr(getattr(fit, "config", None), "generator_loss", "")
     return Evidence(
         n=n,
         log_z=log_z,
-        bounds=sandwich(log_weights, walked.log_weights.flatten()),
+        rejected=drawn.rejected,
+        bounds=sandwich(log_weights),
         acceptance=walked.acceptance,
         min_ess=ess,
         max_rhat=rhat,
@@ -175,37 +178,52 @@ def measure(
         leak=leak,
         behind_barrier=behind_barrier(model, some, z) if len(some) else math.nan,
         data=at_data,
+        heavy_base=getattr(fit.generator, "raw_df", None) is not None,
+        keeps_modes=loss in ("auto", "weighted_forward_kl"),
+    )
+
+
+def findings_of(
+    fit: Diagnosable, data: Mapping[str, Any] | None
+) -> tuple[tuple[str, Finding], ...]:
+    """What is wrong with the rows a fit was trained on, and with the rows given."""
+    trained = getattr(fit, "findings", ())  # a stand-in for a fit need not have any
+    given = () if data is None else look_at(fit.model, fit.model.stored(data))
+    return (
+        *(("training rows", finding) for finding in trained),
+        *(("these rows", finding) for finding in given),
     )
 
 
 def _of_trajectories(
     fit: Diagnosable,
     rows: Sites | None,
-    x: Sites,
-    log_weights: Float[Tensor, " n"],
+    drawn: Proposed,
     walked: Chains,
     groups: Int[Tensor, " rows"] | None,
 ) -> Evidence:
     """The evidence where coordinates are many, constant or integers: by costs, actions, steps."""
+    x, log_weights = drawn.values, drawn.log_weights
     log_z = log_partition_from_weights(log_weights)
-    at_data = None if rows is None else _at_data(fit, rows, x, log_weights, log_z, groups)
+    at_data = None if rows is None else _at_data(fit, rows, drawn, log_z, groups)
     steps, spread, own = None, Spread("actions", math.nan, math.inf), False
     flat = {name: value.flatten(0, 1) for name, value in walked.values.items()}
     if isinstance(fit.generator, PolicyGenerator):
         soft_value = soft_value_of(fit.model, fit.generator, x)
         steps = weigh_steps(step_log_weights(fit.model, fit.generator, x, soft_value))
         spread = widest_action(fit.generator, flat if rows is None else rows, x)
-        usable = log_z.pareto_k <= threshold(len(log_weights)) and log_z.ess >= USABLE_ESS
+        usable = not log_z.heavy and log_z.ess >= USABLE_ESS
         own = steps.solved and not usable
         if own and rows is not None:
             nats = max(steps.nats, 0.0)
             slack = math.sqrt(2 * nats) + nats * math.sqrt(2 / len(steps.by_step))
-            at_data = _at_data(fit, rows, x, log_weights, log_z, groups, slack)
+            at_data = _at_data(fit, rows, drawn, log_z, groups, slack)
     ess, rhat = _mixing_of_costs(fit.model, flat, walked)
     return Evidence(
         n=len(log_weights),
         log_z=log_z,
-        bounds=sandwich(log_weights, walked.log_weights.flatten()),
+        rejected=drawn.rejected,
+        bounds=sandwich(log_weights),
         acceptance=walked.acceptance,
         min_ess=ess,
         max_rhat=rhat,
@@ -245,35 +263,56 @@ def _mixing(model: EnergyModel, walked: Chains, z: Float[Tensor, "n d"]) -> tupl
 
 
 def _leak(
-    fit: Diagnosable, n: int, log_weights: Float[Tensor, " n"], log_z: float
-) -> tuple[Leak, Float[Tensor, "m d"]]:
-    """Mass that draws of the base measure find beyond reach, and where: unconstrained rows."""
-    base = fit.model.sample_base(n)
-    log_density, log_base = fit.model.log_density(base), fit.model.log_base(base)
-    leak = leaked_mass(log_density, log_base, fit.generator.log_prob(base), log_weights, log_z)
-    z, _ = fit.model.unconstrain(base)
-    if not leak.mass:
-        return leak, z[:0]
-    share = torch.softmax(leak.log_shares, 0)
-    return leak, z[torch.multinomial(share, ROWS_TRIED, replacement=True)]
+    fit: Diagnosable, rows: Sites | None, log_weights: Float[Tensor, " n"], log_z: float
+) -> Leak | None:
+    """Mass that nothing else draws; the outskirts are those of the training rows, if known."""
+    outer = getattr(fit, "outskirts", None)
+    if outer is None:
+        if rows is None and not fit.model.proper:
+            return None
+        outer = outskirts_of(
+            fit.model, fit.model.sample_base(len(log_weights)) if rows is None else rows
+        )
+    return find_leak(fit.model, fit.generator, outer, log_weights, log_z)
+
+
+def require_density(model: EnergyModel, rows: Sites) -> dict[str, Float[Tensor, " n"]]:
+    """Every term of log p~ at rows of data, each of which has a density.
+
+    Raises:
+        DataError: log p~ of a row is not finite; the text names row and term.
+    """
+    terms = _terms(model, rows)
+    log_density = torch.stack(list(terms.values())).sum(0)
+    bad = ~log_density.isfinite()
+    if not bad.any():
+        return terms
+    row = int(bad.nonzero()[0])
+    name = next((k for k, term in terms.items() if not term[row].isfinite()), next(iter(terms)))
+    raise DataError(
+        f"{int(bad.sum())} of {len(bad)} rows of data have no density: at row {row} the term "
+        f"{name!r} is {terms[name][row].item()}; expected finite numbers.\n  Most likely a value "
+        "far from all others, or one at which the term takes a logarithm, root or quotient out of "
+        "its domain: look at that row, then at that term."
+    )
 
 
 def _at_data(
     fit: Diagnosable,
     rows: Sites,
-    draws: Sites,
-    log_weights: Float[Tensor, " n"],
+    drawn: Proposed,
     log_z: Estimate,
     groups: Int[Tensor, " m"] | None,
     slack: float = 0.0,
 ) -> AtData:
     """What the rows say; with a slack, by moments of the unweighted draws."""
-    terms, terms_draws = _terms(fit.model, rows), _terms(fit.model, draws)
+    log_weights, massive = drawn.log_weights, drawn.with_mass()
+    terms, terms_draws = require_density(fit.model, rows), _terms(fit.model, massive.values)
     log_density = torch.stack(list(terms.values())).sum(0)
     log_q = torch.cat([fit.generator.log_prob(piece) for piece in slices(rows)])
     at_rows = log_density - log_q
-    statistics, statistics_draws = _statistics(fit.model, rows, draws, terms, terms_draws)
-    moment_weights = torch.zeros_like(log_weights) if slack else log_weights
+    statistics, statistics_draws = _statistics(fit.model, rows, massive.values, terms, terms_draws)
+    moment_weights = torch.zeros_like(massive.log_q) if slack else massive.log_weights
     n = len(log_weights)
     learned = fit.n_train > 0
     accuracy = (at_rows > fit.offset).double().mean() + (log_weights < fit.offset).double().mean()
@@ -313,31 +352,6 @@ def _statistics(
         names = list(terms)
     found |= {f"term {name}": terms[name] for name in names}
     return found, found_draws | {f"term {name}": terms_draws[name] for name in names}
-
-
-def rows_and_labels(
-    model: EnergyModel, data: Mapping[str, Any], groups: Labels | None
-) -> tuple[Sites, Int[Tensor, " m"] | None]:
-    """The rows that stand for the data, at most 100,000 spread over all, and their labels.
-
-    Raises:
-        DataError: the data do not fit the program, or groups are not one label a row.
-    """
-    stored, labels = model.stored(data), None
-    if groups is not None:
-        labels = torch.as_tensor(groups)
-        _require_labels(labels, len(next(iter(stored.values()))))
-        labels = representative({"groups": labels})["groups"]
-    return representative(stored), labels
-
-
-def _require_labels(groups: Tensor, rows: int) -> None:
-    if len(groups) != rows or len(groups.unique()) < 2:
-        raise DataError(
-            f"groups has {len(groups)} labels, {len(groups.unique())} of them different; expected "
-            f"one per row ({rows}), two different ones at least.\n"
-            "  Most likely labels of other rows: take them from the same split as the data."
-        )
 
 
 def _terms(model: EnergyModel, x: Sites) -> dict[str, Float[Tensor, " n"]]:

@@ -7,6 +7,8 @@ draws of its own.
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +17,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ebm_pp import losses
-from ebm_pp.capture import Density, capture
+from ebm_pp.capture import NOT_CAPTURED, Captured, capture
+from ebm_pp.checks import holding
 from ebm_pp.config import PER_STEP, FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
 from ebm_pp.generator import FlowGenerator, Generator
-from ebm_pp.given import annealed, default_flow, step_losses
+from ebm_pp.given import Annealed, annealed, default_flow, step_losses
+from ebm_pp.outskirts import Outskirts, outskirts_of
 from ebm_pp.partition import bridge
 from ebm_pp.policy import PolicyGenerator
-from ebm_pp.policy_steps import OBJECTIVES, attach, log_weights_of, policy_steps, resolve
-from ebm_pp.pool import Pool, n_rows, pick
+from ebm_pp.policy_steps import (
+    OBJECTIVES,
+    SCALAR,
+    log_weights_of,
+    policy_steps,
+    resolve,
+    soft_value_for,
+)
+from ebm_pp.pool import LOST, Pool, n_rows, pick
+from ebm_pp.sampling import log_ratio, with_stand_ins
 from ebm_pp.soft_value import Projection, SoftValue
-from ebm_pp.stored import Data
+from ebm_pp.stored import Data, representative
+from ebm_pp.support import describe
 
 # Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
@@ -52,7 +65,7 @@ class Player:
         """One descent step; FloatingPointError, parameters untouched, if it is not finite."""
         value = loss.item()
         self.optimiser.zero_grad()
-        loss.backward()
+        loss.backward(inputs=self.parameters)  # the other player's are not its business
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             step = self.schedule.last_epoch
@@ -69,7 +82,7 @@ class Game:
     """Everything that stays the same objects through a run."""
 
     model: EnergyModel
-    averaged: EnergyModel  # the moving average of `model`: evaluated, and what q is fitted to
+    mean: list[Tensor]  # the moving average of its parameters: evaluated, and what q is fitted to
     generator: Generator
     energy: Player | None  # None: the density is given
     proposal: Player | None  # None: the generator is fixed noise
@@ -77,7 +90,24 @@ class Game:
     data: Data | None
     config: FitConfig
     soft_value: SoftValue | None = None  # of trajectories: refitted to every pool
-    density: Density | None = None  # log p~ of as many rows as an energy step has, captured
+    captured: Captured = NOT_CAPTURED  # log p~ of as many rows as an energy step has
+    outer: Outskirts | None = None  # with data, where neither q nor the base measure draws
+    interrupted: bool = False  # in the warm start, by the user
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the density that is evaluated has the soft value in it."""
+        return self.soft_value is not None and self.config.objective not in SCALAR
+
+    @contextmanager
+    def averaged(self) -> Iterator[EnergyModel]:
+        """The model at the averaged parameters, its soft value in the density."""
+        with holding([*self.model.parameters()], self.mean):
+            self.model.soft_value = self.soft_value if self.conditional else None
+            try:
+                yield self.model
+            finally:
+                self.model.soft_value = None
 
 
 def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[str, float]:
@@ -88,7 +118,7 @@ def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[
     objective = getattr(losses, OBJECTIVES.get(config.objective, config.objective))
     log_weights_at = log_weights_of(game, pool, projection)
     n_batch = min(config.batch, pool.n_data)
-    mean: list[Tensor] = list(game.averaged.parameters())
+    mean = game.mean
     present = [p.detach() for p in game.model.parameters()]
     memory = max(config.average * config.rounds * config.energy_steps, 1.0)  # steps
     total = correct = 0.0
@@ -98,8 +128,16 @@ def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[
             i = torch.randint(pool.n_data, (n_batch,))
         j = torch.randint(pool.n_data, n, (round(config.nu * n_batch),))
         at = torch.cat([i, j])
-        data, draws = map(torch.flatten, log_weights_at(at).tensor_split([n_batch]))
-        total += game.energy.step(objective(data, draws, offset, config.nu))
+        try:
+            data, draws = map(torch.flatten, log_weights_at(at).tensor_split([n_batch]))
+            total += game.energy.step(objective(data, draws, offset, config.nu))
+        except FloatingPointError:
+            fewer = without_undefined(game.model, pool)
+            if fewer is None:
+                raise
+            pool = fewer
+            log_weights_at = log_weights_of(game, pool, projection)
+            continue
         with torch.no_grad():
             logit_data = losses.discriminator_logit(data, offset, config.nu)
             logit_draws = losses.discriminator_logit(draws, offset, config.nu)
@@ -124,9 +162,22 @@ def _newton_step(logit_data: Tensor, logit_draws: Tensor, config: FitConfig) -> 
     return (OFFSET_DAMPING * slope / curvature).nan_to_num(0.0).clamp(-2, 2)
 
 
-def generator_target(
-    memory: list[tuple[Pool, Tensor]], game: Game, round_: int
-) -> tuple[Sites, Tensor, float]:
+@torch.no_grad()
+def without_undefined(model: EnergyModel, pool: Pool) -> Pool | None:
+    """The pool without draws whose log p~ is not finite, which spoil gradients; None if none is.
+
+    A draw without mass counts in no loss: its D is 0.
+    """
+    if model.layout is not None:
+        return None
+    undefined = ~(model.log_density(pool.x).isfinite() | pool.rejected)
+    both = pool.rejected | undefined
+    if not undefined.any() or undefined[: pool.n_data].any() or both.double().mean() > LOST:
+        return None
+    return pool._replace(x=with_stand_ins(pool.x, both), rejected=both)
+
+
+def generator_target(memory: list[tuple[Pool, Tensor]], game: Game, round_: int) -> Annealed:
     """The rows and log weights that stand for p_theta where the generator is fitted to it.
 
     With data: the pool under [F16]'s mixture of data and draws. With a given density: draws with
@@ -134,74 +185,81 @@ def generator_target(
     `temper_ess`; at beta = 1 past pools serve too.
 
     Returns:
-        (rows, log weights, beta). No rows, in the first half of a run, while the energy is a worse
-        model of the data than q, which would only forget what its warm start has learned.
+        Rows, weights, beta. No rows, in the first half of a run, while the energy is a worse model
+        of the data than q, which would only forget what its warm start has learned.
     """
     pool, log_density = memory[-1]
-    config = game.config
+    config, log_weights = game.config, log_ratio(log_density, pool.log_q)
     if pool.n_data:
-        at_data, at_draws = (log_density - pool.log_q).tensor_split([pool.n_data])
+        at_data, at_draws = log_weights.tensor_split([pool.n_data])
         b = bridge(at_data, at_draws, config.nu)
         if config.offset == "newton" and config.objective not in PER_STEP:
             game.offset.fill_(b)
         log_z = at_draws.logsumexp(0) - math.log(len(at_draws))
         early = round_ < config.rounds / 2 and config.generator_loss == "weighted_forward_kl"
         if early and at_data.mean() < log_z:
-            return pick(pool.x, slice(0)), at_data[:0], 1.0
+            return Annealed(pick(pool.x, slice(0)), at_data[:0], at_data[:0], 1.0)
         weights = losses.mixture_log_weights(log_density, pool.log_q, b, pool.n_data)
-        return pool.x, weights, 1.0
+        return Annealed(pool.x, weights, pool.log_q, 1.0)
     if config.generator_loss != "weighted_forward_kl":
-        return pool.x, log_density - pool.log_q, 1.0
+        return Annealed(pool.x, log_weights, pool.log_q, 1.0)
     return annealed(memory, config.temper_ess)
 
 
-def generator_steps(
-    game: Game,
-    memory: list[tuple[Pool, Tensor]],
-    rows: Sites,
-    log_weights: Tensor,
-    steps: int,
-    round_: int,
-) -> float:
-    """J steps of the generator, on the rows that `generator_target` chose; the mean loss."""
+def generator_steps(game: Game, newest: Pool, target: Annealed, steps: int, round_: int) -> float:
+    """J steps of the generator, on the rows that `generator_target` chose; the mean loss.
+
+    The model is at its averaged parameters meanwhile.
+    """
     if game.proposal is None or not steps:
         return math.nan
+    with game.averaged():
+        return _generator_steps(game, game.proposal, newest, target, steps, round_)
+
+
+def _generator_steps(
+    game: Game, proposal: Player, newest: Pool, target: Annealed, steps: int, round_: int
+) -> float:
     if game.config.generator_loss == "score_function" and game.soft_value is not None:
-        return policy_steps(game, memory[-1][0], steps)
+        return policy_steps(game, newest, steps)
     config, n_batch = game.config, game.config.batch
     at = torch.zeros(steps * n_batch, dtype=torch.long)
     if config.generator_loss == "weighted_forward_kl":
-        if not len(log_weights):
+        if not len(target.log_weights):
             return math.nan
         if game.data is None:
-            every = step_losses(game.generator, memory, rows, log_weights, [n_batch] * steps)
-            return sum(map(game.proposal.step, every)) / steps
-        at = torch.multinomial(torch.softmax(log_weights, 0), len(at), replacement=True)
+            every = step_losses(game.generator, target, [n_batch] * steps)
+            return sum(map(proposal.step, every)) / steps
+        at = torch.multinomial(torch.softmax(target.log_weights, 0), len(at), replacement=True)
     total = 0.0
     for step in range(steps):
-        batch = pick(rows, at[step * n_batch : (step + 1) * n_batch])
+        batch = pick(target.rows, at[step * n_batch : (step + 1) * n_batch])
         share_left = 1 - round_ / config.rounds
-        total += game.proposal.step(_generator_loss(game, batch, share_left))
+        total += proposal.step(_generator_loss(game, batch, share_left))
     return total / steps
 
 
 def _generator_loss(game: Game, batch: Sites, share_left: float) -> Tensor:
     """The loss of one generator step; `batch` stands for draws of p_theta."""
-    config, generator, density = game.config, game.generator, game.averaged.log_density
+    config, generator, density = game.config, game.generator, game.model.log_density
     if config.generator_loss == "weighted_forward_kl":
         log_q = generator.log_prob(batch)
         return losses.weighted_forward_kl(log_q, torch.zeros_like(log_q))
     if config.generator_loss == "score_function":
         with torch.no_grad():
-            x, _ = generator.rsample_and_log_prob(config.batch)
-        log_q = generator.log_prob(x)
-        return losses.score_function(log_q, density(x) - log_q)
+            x, log_q = generator.rsample_and_log_prob(config.batch)
+            log_weights = density(x) - log_q
+        kept = log_weights.isfinite()
+        return losses.score_function(generator.log_prob(pick(x, kept)), log_weights[kept])
     if isinstance(generator, PolicyGenerator):
         states, actions, step_log_q = generator.simulate(config.batch, landing=True)
         x, log_q = generator.layout.unpack(states, actions), step_log_q.sum(1)
     else:
         x, log_q = generator.rsample_and_log_prob(config.batch)
     log_weights = density(x) - log_q
+    kept = log_weights.isfinite()
+    if not kept.all():  # what has no density has no gradient either
+        log_weights = density(pick(x, kept)) - log_q[kept]
     if config.generator_loss == "reverse_kl" and not (config.likelihood_weight and game.data):
         return losses.reverse_kl(log_weights)
     assert game.data is not None, "start() refuses jensen without data"
@@ -236,7 +294,7 @@ def start(
         steps = config.rounds * config.energy_steps
         beta2 = 0.999 if model.layout is None else BETA2
         energy = _player("energy", groups, config.energy_lr, steps, config.clip, beta2)
-    proposal = None
+    proposal, interrupted = None, False
     trainable: list[nn.Parameter] = (
         [p for p in generator.parameters() if p.requires_grad]
         if isinstance(generator, nn.Module)
@@ -245,7 +303,7 @@ def start(
     if trainable:
         if data is not None:
             try:
-                _warm_start(generator, trainable, data, held_out, config, decay)
+                interrupted = not _warm_start(generator, trainable, data, held_out, config, decay)
             except FloatingPointError as error:
                 raise GeneratorError(
                     f"{type(generator).__name__} can't score the data: {error}.\n  Most likely it "
@@ -257,16 +315,26 @@ def start(
             groups = _with_decay(generator, decay)
         proposal = _player("generator", groups, config.generator_lr, steps, config.clip)
     model.soft_value = None
-    density = None
+    captured = NOT_CAPTURED
     if data is not None:
         n_batch = min(config.batch, config.pool, n_rows(data))
         batch = torch.arange(n_batch + round(config.nu * n_batch)) % n_rows(data)
-        density = capture(model, pick(data, batch))
-    averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    soft_value = attach(averaged, generator, config)
+        captured = capture(model, pick(data, batch))
+    mean = [p.detach().clone() for p in model.parameters()]
+    soft_value = soft_value_for(model, generator, config)
+    outer = _outskirts(model, data, config)
     return Game(
-        model, averaged, generator, energy, proposal, offset, data, config, soft_value, density
-    )
+        model, mean, generator, energy, proposal, offset, data, config, soft_value, captured,
+        outer, interrupted,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _outskirts(model: EnergyModel, data: Data | None, config: FitConfig) -> Outskirts | None:
+    """Where neither q nor the base measure draws; of a learned energy with a defensive mixture."""
+    if data is None or model.layout is not None or not config.base_share:
+        return None
+    return outskirts_of(model, representative(data))
 
 
 def _with_decay(module: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -309,11 +377,14 @@ def _warm_start(
     held_out: Sites | None,
     config: FitConfig,
     decay: float,
-) -> None:
+) -> bool:
     """Maximum likelihood on the data, keeping the best of ten looks at the held-out rows.
 
     Without held-out rows a flow puts every tenth of many rows aside: one that has overfitted is
     denser at the training rows than anywhere else, which the energy would then unlearn.
+
+    Returns:
+        Whether all steps were taken: false if the user interrupted them.
     """
     steps, n = config.warm_start_steps, n_rows(data)
     aside = held_out is None and isinstance(generator, FlowGenerator) and n >= 1000
@@ -323,20 +394,24 @@ def _warm_start(
     if isinstance(generator, FlowGenerator):
         groups = _with_decay(generator, decay)
     player = _player("warm start", groups, config.warm_start_lr, steps, config.clip)
-    best, best_state = -math.inf, None
-    for step in range(steps):
-        at = torch.randint(n, (config.batch,))
-        if aside:
-            at = torch.where(at % 10 == 0, (at + 1) % n, at)
-        log_q = generator.log_prob(pick(data, at))
-        player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
-        if held_out is not None and (step + 1) % max(steps // 10, 1) == 0:
-            with torch.no_grad():
-                score = generator.log_prob(held_out).mean().item()
-            if score > best:
-                best, best_state = score, copy.deepcopy(generator.state_dict())
+    best, best_state, whole = -math.inf, None, True
+    try:
+        for step in range(steps):
+            at = torch.randint(n, (config.batch,))
+            if aside:
+                at = torch.where(at % 10 == 0, (at + 1) % n, at)
+            log_q = generator.log_prob(pick(data, at))
+            player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
+            if held_out is not None and (step + 1) % max(steps // 10, 1) == 0:
+                with torch.no_grad():
+                    score = generator.log_prob(held_out).mean().item()
+                if score > best:
+                    best, best_state = score, copy.deepcopy(generator.state_dict())
+    except KeyboardInterrupt:
+        whole = False
     if best_state is not None:
         generator.load_state_dict(best_state)
+    return whole
 
 
 @torch.no_grad()
@@ -376,7 +451,15 @@ def _check_generator(
                 f"{tuple(got.shape)}; expected {dtype} of shape {expected}.\n"
                 "  Most likely a trailing dimension or a default dtype: reshape or convert."
             )
-    again = generator.log_prob(x)
+    kept = model.inside(x) & log_q.isfinite()
+    if not kept.any():
+        raise GeneratorError(
+            f"{type(generator).__name__}: none of 64 draws is inside the supports "
+            f"{ {name: describe(site.support) for name, site in model.sites.items()} } with a "
+            "finite log q; expected most.\n  Most likely it draws unconstrained numbers, or its "
+            "start is too wide: return draws of the sites."
+        )
+    again, log_q = generator.log_prob(pick(x, kept)), log_q[kept]
     if log_q.shape != again.shape or not torch.allclose(log_q, again, rtol=1e-3, atol=1e-2):
         raise GeneratorError(
             f"{type(generator).__name__}: log q of its own draws, shape {tuple(log_q.shape)}, "

@@ -5,9 +5,9 @@
     x = T(z),   u = (z - loc) / scale,   eps = f_L(...f_1(u)),
     log q(x) = log base(eps) + sum_l log|det df_l| - sum log scale + log|det dz/dx|,
 
-from data to latent: two affine layers, then four to six spline layers (in the plane two with more
-bins). The layers split the coordinates by codes, no two of them the same: of any two coordinates
-some layer moves one given the other, up to 62 coordinates a spline layer.
+from data to latent: two affine layers, then four spline layers (in the plane two with more bins,
+beyond 14 coordinates five). The layers split the coordinates by codes, no two of them the same:
+of any two coordinates some layer moves one given the other, up to 30 coordinates a spline layer.
 Angles stay on the circle throughout: they are centred at their mean direction, moved by rotations
 and periodic splines, and their base density is uniform.
 """
@@ -26,10 +26,12 @@ from torch.distributions import Normal, StudentT, constraints
 
 from ebm_pp.circle import wrap
 from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.data import is_bounded
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
+from ebm_pp.location import location_and_scale
 from ebm_pp.moments import coordinate_names
-from ebm_pp.stored import Data, representative
+from ebm_pp.stored import representative
 from ebm_pp.support import plain
 
 
@@ -71,8 +73,8 @@ class FlowGenerator(nn.Module):
             support has tails of its own, and of a Student-t's |z| of 100 it makes 0 or infinity.
         affine: number of affine layers, nearest to the data. There are more, if with these the
             layers were too few to move one of any two coordinates given the other.
-        splines: number of spline layers; 2 in the plane, 4 beyond it, 5 beyond 14 coordinates, 6
-            beyond 30, unless given.
+        splines: number of spline layers; 2 in the plane, 4 beyond it, 5 beyond 14 coordinates,
+            unless given.
         bins: pieces of a spline; 32 in the plane, where one coordinate has to be split into all
             its modes given the other, 8 beyond it, unless given.
         hidden: widths of the hidden layers of each conditioner; (128, 128) in the plane, (64, 64)
@@ -83,6 +85,7 @@ class FlowGenerator(nn.Module):
             a funnel; less keeps the inverse finite where the data are few.
 
     Raises:
+        DataError: `start` does not fit the program.
         GeneratorError: unknown base; a coordinate of `start` without spread; a trajectory.
     """
 
@@ -95,7 +98,7 @@ class FlowGenerator(nn.Module):
     def __init__(
         self,
         model: EnergyModel,
-        start: Data | None = None,
+        start: Rows | None = None,
         *,
         scale: float = 1.0,
         base: str = "normal",
@@ -109,7 +112,7 @@ class FlowGenerator(nn.Module):
         super().__init__()
         plane = model.dim <= 2
         if splines is None:
-            splines = 2 if plane else 4 + (model.dim > _n_codes(4)) + (model.dim > _n_codes(5))
+            splines = 2 if plane else 4 if model.dim <= _n_codes(4) else 5
         moved = _moved(model.dim, affine, splines)
         bins = bins if bins is not None else (32 if plane else 8)
         hidden = tuple(hidden if hidden is not None else (128, 128) if plane else (64, 64))
@@ -125,6 +128,8 @@ class FlowGenerator(nn.Module):
             "hidden": hidden, "bound": bound, "log_scale": log_scale,
         }  # fmt: skip
         self.constrain, self.unconstrain = model.constrain, model.unconstrain
+        self.as_rows, self.inside = model.as_rows, model.inside
+        self.bounded = any(map(is_bounded, model.sites.values()))
         reference = torch.empty((), dtype=model.dtype, device=model.device)
         loc, spread = _standardise(model, start, reference)
         self.register_buffer("circular", model.circular.clone())
@@ -158,14 +163,21 @@ class FlowGenerator(nn.Module):
         x, log_det = self._to_sites(latent)
         return x, log_base - log_det
 
-    def log_prob(self, x: Sites) -> Float[Tensor, " n"]:
+    def log_prob(self, x: Rows) -> Float[Tensor, " n"]:
         """Log q(x) of given rows, with respect to the sites' own reference measure.
 
         -inf outside of the supports' interior, where rounding can put a draw too; NaN where x is.
+        Rows of any container are converted, not checked.
+
+        Args:
+            x: Draws or rows, each value `(n, *site_shape)`.
         """
+        x = self.as_rows(x)
         z, log_det = self.unconstrain(x)
         u = (z - self.loc) / self.scale
         inside = u.isfinite().all(-1)
+        if self.bounded:
+            inside = inside & self.inside(x)
         u = torch.where(inside.unsqueeze(-1), u, 0.0)
         log_det = log_det - self.scale.log().sum()
         if self.has_angles:
@@ -225,23 +237,27 @@ class FlowGenerator(nn.Module):
 
 
 def _standardise(
-    model: EnergyModel, start: Data | None, reference: Tensor
+    model: EnergyModel, start: Rows | None, reference: Tensor
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Location and spread of the unconstrained coordinates; an angle's location is its mean."""
     if start is None:
         zero = reference.new_zeros(model.dim)
         return zero, torch.ones_like(zero)
     with torch.no_grad():
-        z, _ = model.unconstrain(representative(start))
-    loc, spread = z.mean(0), z.std(0, correction=0)
+        z, _ = model.unconstrain(representative(model.lazy(start)))
+    if not z.isfinite().all():
+        model.check({name: start[name] for name in model.sites})
+    loc, spread = location_and_scale(z, correction=0)
     direction = torch.atan2(z.sin().mean(0), z.cos().mean(0))
     flat = (spread <= 0) | ~spread.isfinite()
     if flat.any():
+        cause = "Most likely a site of the data is constant: a continuous density can't fit it. "
+        cause += "Remove the site, or make it an observed constant of the program."
+        if len(z) == 1:
+            cause = "One row has no spread: give more rows, or none, FlowGenerator(model)."
         raise GeneratorError(
             f"site {coordinate_names(model)[int(flat.nonzero()[0])]!r} has spread "
-            f"{spread[flat][0].item()} over {len(z)} rows; expected a positive number.\n"
-            "  Most likely a site of the data is constant: a continuous density can't fit it. "
-            "Remove the site, or make it an observed constant of the program."
+            f"{spread[flat][0].item()} over {len(z)} rows; expected a positive number.\n  {cause}"
         )
     return torch.where(model.circular, direction, loc), spread
 

@@ -7,6 +7,7 @@ with heavy tails, since a given density shows only what the draws reach.
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.partition import ess_fraction
 from ebm_pp.pool import Pool, pick, stack
+from ebm_pp.sampling import log_ratio
 
 WIDE = 3.0  # scale of the start where the base measure is improper and says none
 AFFINE, LOG_SCALE = 8, 5.0  # layers and what each may scale: a funnel's neck is e^-5 narrow
@@ -33,7 +35,22 @@ def default_flow(model: EnergyModel, n: int) -> FlowGenerator:
     )
 
 
-def annealed(memory: list[tuple[Pool, Tensor]], ess: float) -> tuple[Sites, Tensor, float]:
+class Annealed(NamedTuple):
+    """Rows that stand for p~.
+
+    * rows: draws of pools' mixtures m, without those that were rejected.
+    * log_weights: log w^beta, w = p~ / m.
+    * log_m: log m.
+    * beta: the power.
+    """
+
+    rows: Sites
+    log_weights: Float[Tensor, " n"]
+    log_m: Float[Tensor, " n"]
+    beta: float
+
+
+def annealed(memory: list[tuple[Pool, Tensor]], ess: float) -> Annealed:
     """The rows that stand for p~, with log weights log w^beta.
 
     Args:
@@ -41,46 +58,44 @@ def annealed(memory: list[tuple[Pool, Tensor]], ess: float) -> tuple[Sites, Tens
         ess: ESS fraction that the newest pool's weights shall keep.
 
     Returns:
-        (rows, log weights, beta): the newest pool's, or at beta = 1 those of all pools.
+        The newest pool's, or at beta = 1 those of all pools.
 
     Raises:
         FloatingPointError: no draw of the newest pool has any mass.
     """
     pool, log_density = memory[-1]
-    newest = log_density - pool.log_q
+    newest = log_ratio(log_density, pool.log_q)
     massless = newest == -math.inf
     if massless.all():
         raise FloatingPointError("no draw of the pool has any mass: start wider")
     beta = _power(newest[~massless], ess)
     if beta < 1:
-        return pool.x, torch.where(massless, newest, beta * newest), beta
-    rows = stack(*[old.x for old, _ in memory])
-    return rows, torch.cat([log_p - old.log_q for old, log_p in memory]), 1.0
+        memory = memory[-1:]
+    kept = [~old.rejected for old, _ in memory]
+    rows = stack(*[pick(old.x, some) for (old, _), some in zip(memory, kept, strict=True)])
+    log_m = torch.cat([old.log_q[some] for (old, _), some in zip(memory, kept, strict=True)])
+    log_p = torch.cat([log_p[some] for (_, log_p), some in zip(memory, kept, strict=True)])
+    log_weights = log_ratio(log_p, log_m)
+    annealed_weights = torch.where(log_weights == -math.inf, log_weights, beta * log_weights)
+    return Annealed(rows, annealed_weights, log_m, beta)
 
 
 def step_losses(
-    generator: Generator,
-    memory: list[tuple[Pool, Tensor]],
-    rows: Sites,
-    log_weights: Float[Tensor, " n"],
-    sizes: list[int],
+    generator: Generator, target: Annealed, sizes: list[int]
 ) -> Iterator[Float[Tensor, ""]]:
     """The loss of each step, on so many of the rows, every row once before any comes again.
 
     Args:
         generator: q; to be moved between one loss and the next.
-        memory: the pools that the rows are from (of `annealed`, like the next two).
-        rows: draws of the pools' mixtures m.
-        log_weights: log p~ / m, up to a constant.
+        target: of `annealed`.
         sizes: rows of each step.
     """
-    n = len(log_weights)
-    log_q_drawn = torch.cat([pool.log_q for pool, _ in memory])[-n:]
-    log_weights = log_weights - (log_weights.logsumexp(0) - math.log(n))
+    n = len(target.log_weights)
+    log_weights = target.log_weights - (target.log_weights.logsumexp(0) - math.log(n))
     order = torch.cat([torch.randperm(n) for _ in range(sum(sizes) // n + 1)])
     for at in order[: sum(sizes)].split(sizes):
-        log_q = generator.log_prob(pick(rows, at))
-        yield losses.generalised_forward_kl(log_q, log_weights[at], log_q_drawn[at])
+        log_q = generator.log_prob(pick(target.rows, at))
+        yield losses.generalised_forward_kl(log_q, log_weights[at], target.log_m[at])
 
 
 def _power(log_weights: Float[Tensor, " n"], ess: float) -> float:

@@ -112,7 +112,8 @@ def generalised_forward_kl(log_q: Rows, log_weights: Rows, log_q_drawn: Rows) ->
         log_q_drawn: log m. A row that q has since made e^5 times likelier counts as constant.
     """
     weights = log_weights.detach().exp()
-    return ((log_q - log_q_drawn).clamp_max(5.0).exp() - weights * log_q).mean()
+    known = torch.where(weights > 0, weights * log_q, 0.0)  # no mass counts nothing, wherever q is
+    return ((log_q - log_q_drawn).clamp_max(5.0).exp() - known).mean()
 
 
 def score_function(log_q: Rows, log_weights: Rows) -> Scalar:

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.names import column_names
 from ebm_pp.pareto import psis
 from ebm_pp.trajectory import Layout
 
@@ -122,11 +123,8 @@ def family_threshold(m: int) -> float:
 
 def coordinate_names(model: EnergyModel) -> list[str]:
     """A name per unconstrained coordinate: the site's, with an index if it has several."""
-    names = []
-    for site in model.sites.values():
-        several = site.dim > 1
-        names += [f"{site.name}[{j}]" if several else site.name for j in range(site.dim)]
-    return names
+    names = column_names({site.name: site.dim for site in model.sites.values()})
+    return [label for site in model.sites for label in names[site]]
 
 
 def site_statistics(

@@ -13,7 +13,6 @@ and with it log-likelihoods of rows, and rows drawn anew by those weights. Param
 among the theta (networks, mostly) stay as they are, so leave-one-out counts them as known.
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import transform_to
 
+from ebm_pp.checks import holding
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.pareto import psis
 from ebm_pp.partition import log_partition_from_weights
@@ -66,18 +66,20 @@ def parameter_draws(
         size: chains and draws a chain; all are independent.
         replicates: of how many draws a chain rows are drawn anew, and how many rows.
     """
-    model = copy.deepcopy(model)
     named = dict(model.named_parameters())
     thetas = [named[name] for name in found.parameters]
     free = _free(thetas, found, size)
     anew, n_anew = replicates
     log_likelihood, estimates, index = [], [], []
     for s, theta in enumerate(free):
-        torch.nn.utils.vector_to_parameters(theta.to(thetas[0]), thetas)
-        log_weights = log_density_of(model, y) - log_q
+        parts = theta.to(thetas[0]).split([part.numel() for part in thetas])
+        values = [part.reshape(own.shape) for part, own in zip(parts, thetas, strict=True)]
+        with holding(thetas, values):
+            log_weights = log_density_of(model, y) - log_q
+            at_rows = log_density_of(model, x)
         log_z = log_partition_from_weights(log_weights)
         estimates.append((log_z.value, log_z.ess))
-        log_likelihood.append(log_density_of(model, x) - log_z.value)
+        log_likelihood.append(at_rows - log_z.value)
         if s % size[1] < anew:
             weights = psis(log_weights.double())[0].exp()
             index.append(torch.multinomial(weights, n_anew, replacement=True))

@@ -44,6 +44,11 @@ def threshold(n: int) -> float:
     return min(1.0 - 1.0 / math.log10(n), 0.7) if n > 1 else -math.inf
 
 
+def tail_length(n: int) -> int:
+    """M, how many of `n` weights the tail is fitted to."""
+    return int(3 * n**0.5) if n > 225 else n // 5
+
+
 def psis(log_weights: Float[Tensor, "n"]) -> tuple[Float[Tensor, "n"], float]:
     """Smooth importance weights and estimate the index k of their tail (positive is heavy).
 
@@ -89,7 +94,7 @@ def _unfittable(raw: Float[Tensor, "n"]) -> float | None:
         return math.nan
     if raw.max() == -math.inf:
         return math.inf
-    tail = int(3 * n**0.5) if n > 225 else n // 5
+    tail = tail_length(n)
     ordered = (raw - raw.max()).sort().values
     cutoff, tail_log = ordered[-tail - 1], ordered[-tail:]
     if -cutoff < EQUAL:

@@ -25,6 +25,7 @@ from ebm_pp.plots_sites import (
     DATA,
     DRAWS,
     Canvas,
+    as_written,
     axes_or_new,
     figure_or_new,
     plot_pairs,
@@ -126,6 +127,7 @@ def plot_weights(
     return figure
 
 
+@as_written
 @torch.no_grad()
 def plot_factors(
     model: EnergyModel, data: Sites, draws: Sites, *, ax: Axes | None = None
@@ -156,6 +158,7 @@ def plot_factors(
     return figure
 
 
+@as_written
 def plot_moment_gaps(report: Report, most: int = 30, *, ax: Axes | None = None) -> Figure:
     """The moment gap of every statistic in standard errors, the largest first.
 

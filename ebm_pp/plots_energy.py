@@ -13,16 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ebm_pp.circle import from_radians
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.errors import DataError
 from ebm_pp.plots_sites import (
     POINTS,
     Canvas,
+    as_written,
     axes_or_new,
     figure_or_new,
     kind_of,
+    labels_of,
     numbers_of,
     scale_axes,
+    site_of,
     turn_to_map,
 )
 from ebm_pp.pool import n_rows
@@ -32,6 +37,7 @@ CELLS = 120  # of a map, each way
 SEEN = 12.0  # nats below the highest density: colours are kept for what is within them
 
 
+@as_written
 @torch.no_grad()
 def plot_energy_slice(
     model: EnergyModel,
@@ -64,7 +70,7 @@ def plot_energy_slice(
     polar = figure.add_subplot(1, 2, 2, projection="polar") if angle else None
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, rows))
     for colour, row in zip(colours, chosen, strict=True):
-        x = _moved(data, int(row), {coordinate: along})
+        x = _moved(model, data, int(row), {coordinate: along})
         energy = model.energy(x).cpu().numpy()
         ax.plot(np.degrees(along) if angle else along, energy - energy.min(), color=colour, lw=1.4)
         if polar:
@@ -80,6 +86,7 @@ def plot_energy_slice(
     return figure.figure
 
 
+@as_written
 @torch.no_grad()
 def plot_energy_map(
     model: EnergyModel,
@@ -114,10 +121,15 @@ def plot_energy_map(
     across, up = (_grid(model, name, data, CELLS, margin) for name in (x, y))
     first, second = np.meshgrid(across, up)
     row = int(log_density_of(model, data).sort().indices[n_rows(data) // 2])
-    cells = _moved(data, row, {x: first.ravel(), y: second.ravel()})
+    cells = _moved(model, data, row, {x: first.ravel(), y: second.ravel()})
     energy = model.energy(cells).cpu().double().reshape(first.shape)
     log_density = log_density_of(model, cells).cpu().double().reshape(first.shape)
-    seen = log_density > log_density.max() - SEEN
+    if not log_density.isfinite().any():
+        raise DataError(
+            "plot_energy_map: the density is a number nowhere on the map; expected some.\n  Most "
+            "likely rows far from the base measure: diagnose(fit, rows) says where."
+        )
+    seen = log_density > log_density[log_density.isfinite()].max() - SEEN
     above = (energy - energy[seen].min()).clamp(
         0.0, float((energy - energy[seen].min())[seen].max())
     )
@@ -125,7 +137,7 @@ def plot_energy_map(
     ax.figure.colorbar(mesh, ax=ax, label="energy above its minimum (nats)")
     levels = [float(log_density.max()) - below for below in (8.0, 4.0, 2.0, 1.0)]
     ax.contour(across, up, log_density, levels, colors="0.15", linewidths=0.8, linestyles="-")
-    every = numbers_of(data, list(data))
+    every = numbers_of(model, data, list(data))
     if set(every) == {x, y}:
         some = slice(0, POINTS)
         ax.plot(every[x][some], every[y][some], ".", color="white", ms=2, alpha=0.5)
@@ -138,7 +150,7 @@ def _grid(
     model: EnergyModel, label: str, data: Sites, n: int, margin: float = 0.15
 ) -> NDArray[Any]:
     """Places along a coordinate, inside its support."""
-    column = numbers_of(data, [label.partition("[")[0]])[label]
+    column = numbers_of(model, data, [site_of(model, label).name])[label]
     kind = kind_of(model, label)
     if kind == "angle":
         return np.linspace(-math.pi, math.pi, n)
@@ -149,14 +161,16 @@ def _grid(
     return np.linspace(low - beyond, high + beyond, n)
 
 
-def _moved(data: Sites, row: int, to: dict[str, NDArray[Any]]) -> Sites:
+def _moved(model: EnergyModel, data: Sites, row: int, to: dict[str, NDArray[Any]]) -> Sites:
     """One row of data many times over, some of its coordinates at other values."""
     n = len(next(iter(to.values())))
     x = {name: value[row].expand(n, *value.shape[1:]).clone() for name, value in data.items()}
     for label, values in to.items():
-        name, _, rest = label.partition("[")
-        number = int(rest.removesuffix("]") or 0)
-        x[name].view(n, -1)[:, number] = torch.from_numpy(values).to(x[name])
+        site = site_of(model, label)
+        number, moved = labels_of(model)[site.name].index(label), torch.from_numpy(values)
+        if site.circular:
+            moved = from_radians(moved, site.period)
+        x[site.name].view(n, -1)[:, number] = moved.to(x[site.name])
     return x
 
 

@@ -8,6 +8,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from torch.distributions import constraints
 
+from ebm_pp.circle import to_radians
 from ebm_pp.data import columns
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.density import EnergyModel, Site, Sites
+from ebm_pp.names import column_names
 from ebm_pp.sampling import Draws
 from ebm_pp.support import plain
 
@@ -28,8 +31,11 @@ POINTS = 1500  # of a ternary plot: more would hide each other
 TRIANGLE = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]])
 
 Canvas = Figure | SubFigure
+# Names of sites are names: a `$` in them starts no formula.
+as_written = mpl.rc_context({"text.parse_math": False})
 
 
+@as_written
 def plot_pairs(
     model: EnergyModel,
     data: Sites,
@@ -52,7 +58,7 @@ def plot_pairs(
         figure: to draw on; by default a new one.
     """
     names = sites or list(model.sites)
-    left, right = numbers_of(data, names), numbers_of(draws, names)
+    left, right = numbers_of(model, data, names), numbers_of(model, draws, names)
     labels = list(left)
     d = len(labels)
     figure = figure_or_new(figure, (2.3 * d + 1, 2.3 * d + 0.6))
@@ -60,11 +66,12 @@ def plot_pairs(
     edges = {label: _edges(model, label, left[label], right[label]) for label in labels}
     inside = set()
     for name in names:
-        if kind_of(model, name) == "simplex" and model.sites[name].shape == (3,):
-            i = labels.index(f"{name}[0]")
+        parts = labels_of(model)[name]
+        if model.sites[name].shape == (3,) and kind_of(model, parts[0]) == "simplex":
+            i = labels.index(parts[0])
             inside |= {(i + row, i + column) for row in range(3) for column in range(3)}
             ax = figure.add_subplot(grid[i : i + 3, i : i + 3])
-            _ternary(ax, name, _points(left, name), _points(right, name))
+            _ternary(ax, parts, _points(left, parts), _points(right, parts))
     for i, row in enumerate(labels):
         for j, column in enumerate(labels):
             if (i, j) in inside:
@@ -92,6 +99,7 @@ def plot_pairs(
     return figure.figure
 
 
+@as_written
 def plot_reweighting(
     model: EnergyModel,
     data: Sites,
@@ -114,7 +122,7 @@ def plot_reweighting(
         figure: to draw on; by default a new one.
     """
     names = sites or list(model.sites)
-    left, right = numbers_of(data, names), numbers_of(draws.values, names)
+    left, right = numbers_of(model, data, names), numbers_of(model, draws.values, names)
     weights = torch.softmax(draws.log_weights.double(), 0).cpu().numpy()
     across = min(len(left), 4)
     down = math.ceil(len(left) / across)
@@ -147,15 +155,31 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axe
     return ax.figure.figure, ax  # of a sub-figure too
 
 
-def numbers_of(x: Sites, names: list[str]) -> dict[str, NDArray[Any]]:
-    """One column per coordinate of the constrained sites."""
-    found = columns({name: x[name].detach().cpu().double() for name in names})
-    return {label: column.numpy() for label, column in found.items()}
+def numbers_of(model: EnergyModel, x: Sites, names: list[str]) -> dict[str, NDArray[Any]]:
+    """One column per coordinate; angles in radians, in [-pi, pi), whatever their unit and turn."""
+    values = {name: x[name].detach().cpu().double() for name in x}
+    for name in values.keys() & model.sites.keys():
+        if model.sites[name].circular:
+            values[name] = to_radians(values[name], model.sites[name].period)
+    wanted = columns(values)
+    sizes = {name: value[0].numel() for name, value in x.items()}
+    labels = [label for name in names for label in column_names(sizes)[name]]
+    return {label: wanted[label].numpy() for label in labels}
+
+
+def labels_of(model: EnergyModel) -> dict[str, list[str]]:
+    """The columns of every site."""
+    return column_names({name: math.prod(site.shape) for name, site in model.sites.items()})
+
+
+def site_of(model: EnergyModel, label: str) -> Site:
+    """The site that a column is of."""
+    return next(model.sites[n] for n, labels in labels_of(model).items() if label in labels)
 
 
 def kind_of(model: EnergyModel, label: str) -> str:
     """What support a coordinate's site has: angle, positive, simplex, bounded, matrix or real."""
-    site = model.sites[label.partition("[")[0]]
+    site = site_of(model, label)
     support = plain(site.support)
     if site.circular:
         return "angle"
@@ -227,16 +251,15 @@ def _marginal(ax: Axes, data: NDArray[Any], draws: NDArray[Any], edges: NDArray[
     ax.set_yticks([])
 
 
-def _points(part: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
+def _points(columns: dict[str, NDArray[Any]], parts: list[str]) -> NDArray[Any]:
     """Three parts as places in a triangle, the first corner for the first part."""
-    parts = np.stack([part[f"{name}[{k}]"][:POINTS] for k in range(3)], 1)
-    return parts @ TRIANGLE
+    return np.stack([columns[part][:POINTS] for part in parts], 1) @ TRIANGLE
 
 
-def _ternary(ax: Axes, name: str, data: NDArray[Any], draws: NDArray[Any]) -> None:
+def _ternary(ax: Axes, parts: list[str], data: NDArray[Any], draws: NDArray[Any]) -> None:
     """A simplex of three parts: at a corner that part is 1, at the side across from it 0."""
     for k, corner in enumerate(TRIANGLE):
-        ax.annotate(f"{name}[{k}] = 1", corner, ha="center", va="bottom" if k == 2 else "top",
+        ax.annotate(f"{parts[k]} = 1", corner, ha="center", va="bottom" if k == 2 else "top",
                     xytext=(0, 3 if k == 2 else -3), textcoords="offset points",
                     fontsize=9)  # fmt: skip
     ring = [*TRIANGLE, TRIANGLE[0]]

@@ -22,7 +22,8 @@ from torch.distributions import Distribution, constraints
 from torch.func import functional_call
 from torch.nn.functional import logsigmoid, one_hot
 
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.data import as_rows
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.dynamics import Space, draw
 from ebm_pp.errors import GeneratorError
 from ebm_pp.trajectory import Layout
@@ -228,7 +229,7 @@ class PolicyGenerator(nn.Module):
                 "expected states and actions.\n  Declare them with trajectory(dynamics, T), or "
                 "use a FlowGenerator."
             )
-        self.layout = model.layout
+        self.layout, self.sites = model.layout, model.sites
         self.settings: dict[str, Any] = {"hidden": tuple(hidden), "timed": timed}
         if policy is None:
             states = None if start is None else self.layout.pack(start).states
@@ -248,13 +249,13 @@ class PolicyGenerator(nn.Module):
         states, actions, step_log_q = self.simulate(n)
         return self.layout.unpack(states, actions), step_log_q.sum(1)
 
-    def log_prob(self, x: Sites) -> Float[Tensor, " n"]:
+    def log_prob(self, x: Rows) -> Float[Tensor, " n"]:
         """Log q = sum_t log pi(a_t | s_t) of given trajectories."""
         return self.step_log_prob(x).sum(1)
 
-    def step_log_prob(self, x: Sites) -> Float[Tensor, "n T"]:
+    def step_log_prob(self, x: Rows) -> Float[Tensor, "n T"]:
         """Log pi(a_t | s_t) of every step; 0 once a trajectory has ended."""
-        states, actions = self.layout.pack(x)
+        states, actions = self.layout.pack(as_rows(x, self.sites, self.dtype, self.device))
         n, horizon = actions.shape[:2]
         times = torch.arange(horizon, device=states.device).expand(n, horizon)
         before = states[:, :-1]

@@ -6,6 +6,7 @@ and, as soft advantages, the policy.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -78,32 +79,32 @@ def resolve(config: FitConfig, model: EnergyModel, generator: Generator) -> FitC
     return dataclasses.replace(config, objective=objective, generator_loss=loss)
 
 
-def attach(averaged: EnergyModel, generator: Generator, config: FitConfig) -> SoftValue | None:
-    """The soft value of a game over trajectories, made part of the density it conditions."""
-    if averaged.layout is None or not isinstance(generator, PolicyGenerator):
+def soft_value_for(
+    model: EnergyModel, generator: Generator, config: FitConfig
+) -> SoftValue | None:
+    """The soft value of a game over trajectories; None of other games."""
+    if model.layout is None or not isinstance(generator, PolicyGenerator):
         return None
     causal = config.objective in ("causal", "likelihood")
-    ridges = affordable(averaged.layout, config.pool)
-    soft_value = SoftValue(averaged.layout, causal=causal, ridges=ridges)
-    soft_value.to(averaged.device, averaged.dtype)
-    if config.objective not in SCALAR:
-        averaged.soft_value = soft_value
-    return soft_value
+    ridges = affordable(model.layout, config.pool)
+    soft_value = SoftValue(model.layout, causal=causal, ridges=ridges)
+    return soft_value.to(model.device, model.dtype)
 
 
 @torch.no_grad()
 def project(game: "Game", pool: Pool) -> Projection | None:
     """The soft value's regression on a pool; None without trajectories."""
-    if game.soft_value is None or game.averaged.layout is None:
+    if game.soft_value is None or game.model.layout is None:
         return None
-    return game.soft_value.project(game.averaged.layout.pack(pool.x), pool.draws)
+    return game.soft_value.project(game.model.layout.pack(pool.x), pool.draws)
 
 
 @torch.no_grad()
 def refit(game: "Game", pool: Pool, projection: Projection | None) -> None:
     """Fits h to the evaluated cost and the present policy."""
     if game.soft_value is not None and projection is not None:
-        game.soft_value.keep_(projection, _rewards(game.averaged, pool, projection))
+        with game.averaged() as averaged:
+            game.soft_value.keep_(projection, _rewards(averaged, pool, projection))
 
 
 def _rewards(model: EnergyModel, pool: Pool, projection: Projection) -> Float[Tensor, "n stages"]:
@@ -126,8 +127,13 @@ def log_weights_of(
     """
     model, objective = game.model, game.config.objective
     if projection is None or objective in SCALAR or pool.step_log_q is None:
-        density = game.density or model.log_density
-        return lambda at: density(pick(pool.x, at)) - pool.log_q[at]
+        density = game.captured.density or model.log_density
+
+        def whole(at: Tensor) -> Tensor:
+            log_weights = density(pick(pool.x, at)) - pool.log_q[at]
+            return torch.where(pool.rejected[at], -math.inf, log_weights)
+
+        return whole
     step_log_q = pool.step_log_q
 
     def conditional(at: Tensor) -> Tensor:
@@ -160,7 +166,7 @@ def policy_steps(game: "Game", pool: Pool, steps: int) -> float:
     x, layout = pick(pool.x, pool.draws), generator.layout
     tau, drawn = layout.pack(x), pool.step_log_q[pool.draws]
     with torch.no_grad():
-        weights = game.averaged.step_log_density(x) + soft(tau) - drawn
+        weights = game.model.step_log_density(x) + soft(tau) - drawn
     n, horizon = drawn.shape
     advantages = soft_advantages(weights, max(LAMBDA, 1 - 1.5 / horizon))
     total = 0.0

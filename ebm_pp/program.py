@@ -11,18 +11,17 @@ once all scales, masks and plates of the program have been applied. A batch is e
 All three return the same: for every site and factor a vector of `n` log densities.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import MaskedDistribution, Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -60,6 +59,11 @@ class Site:
     proper: bool
     trajectory: Any = None  # a TrajectorySite; beartype fails on Pyro's classes in a record
 
+    @property
+    def period(self) -> float:
+        """Of a circular site, what a turn is in its values' unit."""
+        return float(getattr(self.support, "period", 2 * math.pi))
+
 
 class Run(Messenger):
     """One run of a program, closed to handlers outside it.
@@ -90,8 +94,12 @@ class Run(Messenger):
                 msg["value"], msg["done"] = value, True
 
     def _postprocess_message(self, msg: Any) -> None:  # noqa: ANN401  Pyro's own typed dictionary
-        if msg["type"] == "sample" and not _is_off(msg):
-            self.visit(msg)
+        if msg["type"] != "sample" or _is_off(msg):
+            return
+        self.visit(msg)
+        if not is_plate(msg) and not is_factor(msg):
+            # The program may change its value in place; rows and observations are the user's.
+            msg["value"] = msg["value"].clone()
 
 
 def _is_off(msg: Message) -> bool:
@@ -105,6 +113,11 @@ def _is_off(msg: Message) -> bool:
 def is_plate(msg: Message) -> bool:
     """Whether the message is a plate asking for its indices, not a site."""
     return isinstance(msg["fn"], _Subsample)
+
+
+def is_factor(msg: Message) -> bool:
+    """Whether the message is of `pyro.factor`."""
+    return isinstance(msg["fn"], Unit)
 
 
 def log_term(msg: Message) -> Tensor:
@@ -304,25 +317,3 @@ def networks(program: object, args: tuple, kwargs: dict[str, object]) -> list[nn
         program = program.func
     found.append(getattr(program, "__self__", None))
     return [item for item in found if isinstance(item, nn.Module)]
-
-
-@contextmanager
-def surroundings(dtype: torch.dtype, device: torch.device, validate: bool) -> Iterator[None]:
-    """The model's dtype and device as defaults, Pyro's global state set aside, validation or not.
-
-    Evaluation runs without validation: the program was validated when it was compiled, rows are
-    validated by `check`, and Pyro's own checks need numbers that `vmap` does not give.
-    """
-    store, default = pyro.get_param_store(), torch.get_default_dtype()
-    parameters, plates = vars(store).copy(), _DIM_ALLOCATOR._stack
-    place = nullcontext() if device.type == "cpu" else torch.device(device)
-    try:
-        store.clear()
-        _DIM_ALLOCATOR._stack = []
-        torch.set_default_dtype(dtype)
-        with pyro.validation_enabled(validate), place:
-            yield
-    finally:
-        torch.set_default_dtype(default)
-        _DIM_ALLOCATOR._stack = plates
-        vars(store).update(parameters)

@@ -5,7 +5,7 @@ Rows that did not come from q can tell:
 
 * data: with x ~ p, the average of w / Z is E_q[w^2] / Z^2, the inverse of the ESS fraction. Seen
   from the data it is the *forward* ESS; if it is far lower than the proposal's, q misses mass;
-* the base measure: mass of p~ that sits where neither the data nor q go (a leaking energy).
+* the base measure and its outskirts: mass of p~ where neither data nor q go (leak.py).
 
 A row is beyond reach if its weight is e times larger than the largest of all draws of q. What is
 there, the density itself tells: on the straight way back to the nearest draw p~ first falls if q
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from ebm_pp.circle import wrap
 from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.leak import MARGIN
 from ebm_pp.moments import coordinate_names
 from ebm_pp.pareto import psis
 from ebm_pp.policy import PolicyGenerator
 
-MARGIN = 1.0  # nats above the largest weight of a draw
 STOPS = 17  # points on a way, both ends included
 # Relative standard error of an interquartile range of n Gaussian draws, times sqrt(n).
 IQR_ERROR = 1.166
@@ -69,43 +69,8 @@ def data_side(
     """
     log_mean = (log_weights_data.double().logsumexp(0) - math.log(len(log_weights_data))).item()
     beyond = log_weights_data > log_weights_draws.max() + MARGIN
-    return DataSide(psis(log_weights_data)[1], math.exp(log_partition - log_mean), beyond)
-
-
-class Leak(NamedTuple):
-    """Mass of p_theta beyond the reach of q.
-
-    mass: as a fraction of what q sees.
-    standard_error: of `mass`.
-    log_shares: of every draw of the base measure, -inf within reach, shape (n,).
-    """
-
-    mass: float
-    standard_error: float
-    log_shares: Float[Tensor, " n"]
-
-
-def leaked_mass(
-    log_density: Float[Tensor, " n"],
-    log_base: Float[Tensor, " n"],
-    log_q: Float[Tensor, " n"],
-    log_weights_draws: Float[Tensor, " m"],
-    log_partition: float,
-) -> Leak:
-    """Mass where draws of the base measure find p~ far above q.
-
-    Args:
-        log_density: log p~ at draws of the base measure.
-        log_base: their log base measure.
-        log_q: their log q.
-        log_weights_draws: log p~ - log q at draws of q.
-        log_partition: log Z as the draws of q have it.
-    """
-    beyond = log_density - log_q > log_weights_draws.max() + MARGIN
-    log_share = (log_density - log_base).double() - log_partition
-    log_share = torch.where(beyond, log_share, -math.inf)
-    share = log_share.exp()
-    return Leak(share.mean().item(), share.std().item() / math.sqrt(len(share)), log_share)
+    forward = torch.tensor(log_partition - log_mean).exp().item()  # inf where it overflows
+    return DataSide(psis(log_weights_data)[1], forward, beyond)
 
 
 class Spread(NamedTuple):

@@ -6,7 +6,8 @@ import html
 import importlib.metadata
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,12 @@ import torch
 from matplotlib.figure import Figure
 
 from ebm_pp.data import columns
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import ProgramError
-from ebm_pp.evidence import Labels
+from ebm_pp.findings_verdict import findings_as_html
+from ebm_pp.labels import Labels
+from ebm_pp.names import file_name
 from ebm_pp.plots import (
     plot_calibration,
     plot_energy_map,
@@ -30,7 +33,7 @@ from ebm_pp.plots import (
     plot_training,
     plot_weights,
 )
-from ebm_pp.pool import n_rows
+from ebm_pp.pool import n_rows, pick
 from ebm_pp.sampling import Draws, importance_sample, log_density_of, resample, slices
 from ebm_pp.support import describe
 from ebm_pp.training import Fit
@@ -56,7 +59,7 @@ class Picture(NamedTuple):
 
 def write_report(
     fit: Fit,
-    held_out: Sites,
+    held_out: Rows,
     path: str | Path,
     *,
     groups: Labels | None = None,
@@ -81,9 +84,10 @@ def write_report(
         ProgramError: the density or log q of a draw is not a number.
         GeneratorError: no draw of the generator has any weight.
     """
+    held_out = fit.model.check(held_out)
     report = diagnose(fit, held_out, groups=groups, seed=seed)
-    shown = pictures(fit, held_out, report, seed)
-    page = _page(fit, held_out, report, shown, groups, title, seed)
+    shown, missing = pictures(fit, held_out, report, seed)
+    page = _page(fit, held_out, report, shown, missing, groups, title, seed)
     for picture in shown:
         plt.close(picture.figure)
     path = Path(path)
@@ -92,79 +96,118 @@ def write_report(
     return report
 
 
-def pictures(fit: Fit, held_out: Sites, report: Report, seed: int | None) -> list[Picture]:
-    """Every picture of a fit and its report, for the page or for files; the caller closes them."""
+def pictures(
+    fit: Fit, held_out: Sites, report: Report, seed: int | None
+) -> tuple[list[Picture], list[str]]:
+    """Every picture of a fit and its report, for the page or for files; the caller closes them.
+
+    Returns:
+        The pictures, and a line about each that could not be drawn.
+    """
     draws = importance_sample(fit, max(4 * n_rows(held_out), 4000), seed=seed)
     corrected = resample(draws, max(n_rows(held_out), 2000), seed=seed)
+    kept = draws.log_weights > -math.inf
+    draws = Draws(pick(draws.values, kept), draws.log_weights[kept])
     with torch.no_grad():
         log_q = torch.cat([fit.generator.log_prob(x) for x in slices(held_out)])
     at_rows = log_density_of(fit.model, held_out) - log_q
-    weights = Picture(
-        "weights",
-        "Importance weights",
-        "Log weights of the generator's draws (orange) and of held-out rows (blue). Two "
-        "narrow peaks at one place are a good fit; rows far to the right of all draws are "
-        "where the generator misses a mode.",
-        plot_weights(draws.log_weights, at_rows),
-    )
-    moments = Picture(
-        "moments",
-        "Moments",
-        "By how many standard errors the data's mean of each statistic is above the "
-        "model's. Beyond the dashed lines a factor is wrong or missing.",
-        plot_moment_gaps(report),
-    )
-    calibration = Picture(
-        "calibration",
-        "Calibration of the density",
-        "Are held-out rows as likely as the model says of its own draws? In the band: yes. "
-        "Above it at the left: more rows at low densities than the model expects. The band "
-        "takes rows as independent.",
-        plot_calibration(fit, held_out, seed=seed),
-    )
-    terms = Picture(
-        "terms",
-        "Terms of the density",
-        "What every site and factor contributes, at data (blue) and at weighted draws "
-        "(orange): 5th to 95th percentile and mean.",
-        plot_factors(fit.model, held_out, corrected),
-    )
-    beside = _beside(fit.model, held_out, draws, corrected)
-    found = [weights, *beside, moments, calibration, terms, *_energies(fit.model, held_out)]
+    makers: list[tuple[str, str, str, Callable[[], Figure]]] = [
+        (
+            "weights",
+            "Importance weights",
+            "Log weights of the generator's draws (orange) and of held-out rows (blue). Two "
+            "narrow peaks at one place are a good fit; rows far to the right of all draws are "
+            "where the generator misses a mode.",
+            lambda: plot_weights(draws.log_weights, at_rows),
+        ),
+        *_beside(fit.model, held_out, draws, corrected),
+        (
+            "moments",
+            "Moments",
+            "By how many standard errors the data's mean of each statistic is above the "
+            "model's. Beyond the dashed lines a factor is wrong or missing.",
+            lambda: plot_moment_gaps(report),
+        ),
+        (
+            "calibration",
+            "Calibration of the density",
+            "Are held-out rows as likely as the model says of its own draws? In the band: yes. "
+            "Above it at the left: more rows at low densities than the model expects. The band "
+            "takes rows as independent.",
+            lambda: plot_calibration(fit, held_out, seed=seed),
+        ),
+        (
+            "terms",
+            "Terms of the density",
+            "What every site and factor contributes, at data (blue) and at weighted draws "
+            "(orange): 5th to 95th percentile and mean.",
+            lambda: plot_factors(fit.model, held_out, corrected),
+        ),
+        *_energies(fit.model, held_out),
+    ]
     if fit.history:
         caption = "Diagnosis of every round of the training."
-        found.append(Picture("training", "Training", caption, plot_training(fit)))
-    return found
+        makers.append(("training", "Training", caption, lambda: plot_training(fit)))
+    return _drawn(makers)
 
 
-def _beside(model: EnergyModel, held_out: Sites, draws: Draws, corrected: Sites) -> list[Picture]:
+def _drawn(
+    makers: list[tuple[str, str, str, Callable[[], Figure]]],
+) -> tuple[list[Picture], list[str]]:
+    """The pictures that can be drawn; of numbers that are far out or not finite some can't be."""
+    found, missing = [], []
+    for name, heading, caption, draw in makers:
+        opened = set(plt.get_fignums())
+        try:
+            figure = draw()
+            figure.canvas.draw()  # what fails does so here, not when the page is written
+            found.append(Picture(name, heading, caption, figure))
+        except (ValueError, ArithmeticError, RuntimeError, IndexError) as error:
+            for number in set(plt.get_fignums()) - opened:
+                plt.close(number)
+            said = str(error).splitlines()[0][:200]
+            missing.append(f"{heading}: not drawn ({type(error).__name__}: {said})")
+    return found, missing
+
+
+def _beside(
+    model: EnergyModel, held_out: Sites, draws: Draws, corrected: Sites
+) -> list[tuple[str, str, str, Callable[[], Figure]]]:
     """Data beside draws, of as many sites as there is room for."""
     shown = _few(model)
     if not shown:
         return []
-    caption = "Data in blue below the diagonal, weighted draws in orange above it."
-    pairs = plot_pairs(model, held_out, corrected, shown)
-    before = "Draws of the generator before (dashed) and after (solid) weighting, on the data."
-    moved = plot_reweighting(model, held_out, draws, shown)
     return [
-        Picture("pairs", "Data beside draws", caption, pairs),
-        Picture("reweighting", "What the weights do", before, moved),
+        (
+            "pairs",
+            "Data beside draws",
+            "Data in blue below the diagonal, weighted draws in orange above it.",
+            lambda: plot_pairs(model, held_out, corrected, shown),
+        ),
+        (
+            "reweighting",
+            "What the weights do",
+            "Draws of the generator before (dashed) and after (solid) weighting, on the data.",
+            lambda: plot_reweighting(model, held_out, draws, shown),
+        ),
     ]
 
 
-def _energies(model: EnergyModel, held_out: Sites) -> list[Picture]:
+def _energies(
+    model: EnergyModel, held_out: Sites
+) -> list[tuple[str, str, str, Callable[[], Figure]]]:
     """The energy of a program in the plane, and along every angle."""
-    found = []
+    found: list[tuple[str, str, str, Callable[[], Figure]]] = []
     numbers = list(columns(held_out))
     if len(numbers) == 2 == model.dim:
         caption = "The learned energy, with contours of the density at 1, 2, 4 and 8 nats."
-        surface = plot_energy_map(model, held_out, *numbers)
-        found.append(Picture("energy", "Energy", caption, surface))
+        surface = partial(plot_energy_map, model, held_out, *numbers)
+        found.append(("energy", "Energy", caption, surface))
     for name, site in model.sites.items():
         if site.circular and not site.shape:
             caption = f"The energy along {name}, all other sites held at rows of the data."
-            circle = plot_energy_slice(model, held_out, name)
-            found.append(Picture(f"energy_{name}", f"Energy along {name}", caption, circle))
+            circle = partial(plot_energy_slice, model, held_out, name)
+            found.append((f"energy_{file_name(name)}", f"Energy along {name}", caption, circle))
     return found
 
 
@@ -184,6 +227,7 @@ def _page(
     held_out: Sites,
     report: Report,
     shown: list[Picture],
+    missing: list[str],
     groups: Labels | None,
     title: str,
     seed: int | None,
@@ -192,7 +236,7 @@ def _page(
     head, _, rest = report.verdict.partition(": ")
     mark = "good" if report.ok else "bad"
     ended = text(f"{fit.status.value} {fit.detail}".strip())
-    figures = "".join(map(_figure, shown))
+    figures = "".join([*map(_figure, shown), *(f"<p>{text(line)}</p>" for line in missing)])
     off = [row.verdict not in ("", "ok") for row in report.rows]
     measured = [(row.name, row.text, row.wanted, row.verdict) for row in report.rows]
     numbers = _table("Measurements", ("measured", "value", "wanted", "verdict"), measured, off)
@@ -212,7 +256,8 @@ def _page(
 <p>How training ended: {ended}</p>
 <nav aria-label="On this page"><a href="#numbers">Numbers</a> <a href="#pictures">Pictures</a>
 <a href="#parameters">Parameters</a> <a href="#settings">Settings</a></nav></header>
-<main><section id="numbers"><h2>Numbers</h2>{numbers}
+<main><section id="numbers"><h2>Numbers</h2>{findings_as_html(report.evidence.findings)}
+{numbers}
 <p>{n_rows(held_out)} held-out rows, {report.evidence.n} draws of the generator.</p></section>
 <section id="pictures"><h2>Pictures</h2>{figures}</section>
 <section id="parameters"><h2>Parameters</h2>{_parameters(fit, held_out, groups, seed)}</section>

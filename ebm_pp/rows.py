@@ -23,6 +23,17 @@ class Row(NamedTuple):
     verdict: str
 
 
+def shown(value: float, digits: int, sign: str = "") -> str:
+    """A number for people: so many digits behind the point, large ones as powers of ten.
+
+    Examples:
+        >>> shown(1.23456, 3), shown(-1.6e49, 4), shown(0.5, 1, "+")
+        ('1.235', '-1.6000e+49', '+0.5')
+    """
+    kind = "f" if abs(value) < 1e6 else "e"
+    return f"{value:{sign}.{digits}{kind}}"
+
+
 def as_text(rows: tuple[Row, ...], verdict: str) -> str:
     """Aligned columns, and the verdict below them; columns that are empty everywhere left out."""
     return _text(_cells(rows), verdict)

@@ -5,11 +5,9 @@ With w = p~ / q, one number per draw:
     importance sampling    E_p[f] = sum_i w_i f(x_i) / sum_i w_i,           x_i ~ q
     resampling             x_i kept with probability proportional to w_i
     independence MH        x -> x' with probability min(1, w(x') / w(x)),   x' ~ q
-    neural transport HMC   NUTS on -log p~(T(eps)) - log|det dT/deps|,      T the generator's map
 
-The first three see only what q reaches. The last walks, so it is a second opinion: it is never
-part of training. Sources: Tierney 1994 (independence MH); Hoffman et al. 2019, arXiv:1903.03704
-(neural transport).
+They see only what q reaches; `neutra_hmc` (neutra.py) can leave it. Source: Tierney 1994
+(independence MH).
 
 Every function that draws takes `seed`. It works on its own random stream and leaves the global one
 alone; `seed=None` starts from fresh entropy.
@@ -17,20 +15,20 @@ alone; `seed=None` starts from fresh entropy.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from ebm_pp.data import columns
-from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.errors import GeneratorError, ProgramError
+from ebm_pp.density import EnergyModel, Rows, Sites
+from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.generator import Generator
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.rows import columns_as_html
+from ebm_pp.surroundings import alone
 
 ROWS_AT_ONCE = 16_384  # densities are evaluated in slices of this many rows, to bound memory
 
@@ -55,21 +53,26 @@ class Draws(NamedTuple):
 
     * values: each site, shape (n, *site_shape).
     * log_weights: log p~ - log q, shape (n,), not normalised; -inf is a zero weight.
+    * rejected: how many of them have no density (see `propose`); their weight is zero.
     """
 
     values: Sites
     log_weights: Float[Tensor, " n"]
+    rejected: int = 0
 
     def _repr_html_(self) -> str:
         """What the draws are worth, and the weighted mean and spread of every site's numbers."""
         log_z, n = log_partition_from_weights(self.log_weights), len(self.log_weights)
-        weights = torch.softmax(self.log_weights.double(), 0)
-        named = columns(self.values)
+        kept = self.log_weights > -math.inf
+        weights = torch.softmax(self.log_weights[kept].double(), 0)
+        named = columns({name: value[kept] for name, value in self.values.items()})
         x = torch.stack([column.double() for column in named.values()], 1)
         mean, square = weights @ x, weights @ (x - weights @ x).square()
         texts = [[f"{v:.4g}" for v in part.tolist()] for part in (mean, square.sqrt())]
         table = {"site": list(named), "mean": texts[0], "sd": texts[1]}
         worth = f"worth {n * log_z.ess:.0f}; Pareto k {log_z.pareto_k:.2f}."
+        if self.rejected:
+            worth += f" {self.rejected} of them have no density: weight zero."
         return columns_as_html(table, f"{n} draws of q, {worth}")
 
 
@@ -111,7 +114,7 @@ class LogProb(NamedTuple):
 def seeded(seed: int | None) -> Iterator[None]:
     """A random stream of its own, from `seed` or fresh entropy; the global one stays as it was."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with alone(), torch.random.fork_rng(devices):
         if seed is None:
             torch.seed()
         else:
@@ -128,34 +131,103 @@ def importance_sample(fit: Fitted, n: int, *, seed: int | None = None) -> Draws:
         seed: see the module.
 
     Raises:
-        ProgramError: the density or log q of a draw is not a number.
+        DataError: n is below 1.
+        ProgramError: most draws have no density.
     """
     with seeded(seed):
-        values, log_density, log_q = propose(fit, n)
-    return Draws(values, log_density - log_q)
+        proposed = propose(fit, n)
+    return Draws(proposed.values, proposed.log_weights, proposed.rejected)
+
+
+class Proposed(NamedTuple):
+    """Draws of q and what they were scored with.
+
+    * values: each site, shape (n, *site_shape).
+    * log_density: log p~, shape (n,); -inf of a draw without mass, or one that was rejected.
+    * log_q: log q, shape (n,); where a draw was rejected it may not be a number.
+    * rejected: how many were.
+    """
+
+    values: Sites
+    log_density: Float[Tensor, " n"]
+    log_q: Float[Tensor, " n"]
+    rejected: int
+
+    @property
+    def log_weights(self) -> Float[Tensor, " n"]:
+        """Log p~ - log q; a zero density is a weight of -inf, whatever log q."""
+        return log_ratio(self.log_density, self.log_q)
+
+    def with_mass(self) -> "Proposed":
+        """The draws with mass, as draws of q given that: a density 1 / share times as high."""
+        kept = self.log_density > -math.inf
+        share = kept.double().mean().log().item()
+        values = {name: value[kept] for name, value in self.values.items()}
+        return Proposed(values, self.log_density[kept], self.log_q[kept] - share, 0)
+
+
+def log_ratio(log_density: Float[Tensor, "*n"], log_q: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Log p~ - log q; -inf where p~ is zero, and never nan by that subtraction."""
+    return torch.where(log_density == -math.inf, -math.inf, log_density - log_q)
 
 
 @torch.no_grad()
-def propose(fit: Fitted, n: int) -> tuple[Sites, Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """`n` draws of the generator, log p~ and log q; from the random stream as it stands."""
+def propose(fit: Fitted, n: int) -> Proposed:
+    """`n` draws of the generator, scored; from the random stream as it stands.
+
+    A draw on the edge of its support or beyond it, or one whose log p~ or log q is nan or +inf, is
+    rejected as any sampler does with such a proposal: weight zero, counted.
+
+    Raises:
+        DataError: n is below 1.
+        ProgramError: more than half of the draws are rejected.
+    """
     if n < 1:
-        raise ValueError(f"{n} draws were asked for; expected at least 1.")
-    sizes = [ROWS_AT_ONCE] * (n // ROWS_AT_ONCE) + [n % ROWS_AT_ONCE]
-    parts = [fit.generator.rsample_and_log_prob(size) for size in sizes if size]
-    values = {name: torch.cat([x[name] for x, _ in parts]) for name in parts[0][0]}
-    log_q = torch.cat([log_q for _, log_q in parts])
-    log_density = torch.cat([fit.model.log_density(x) for x, _ in parts])
-    log_weights = log_density - log_q
-    bad = log_weights.isnan() | (log_weights == math.inf)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ProgramError(
-            f"draws of the generator: {int(bad.sum())} of {n} have no usable weight (first: draw "
-            f"{row}, log density {log_density[row].item()}, log q {log_q[row].item()}); expected "
-            "numbers, or log density -inf.\n  Most likely a factor takes the log or root of a "
-            "negative number there, or overflows: look at model.terms(x) of that draw."
+        raise DataError(
+            f"{n} draws were asked for; expected at least 1.\n  Pass n=4000, the usual number."
         )
-    return values, log_density, log_q
+    sizes = [ROWS_AT_ONCE] * (n // ROWS_AT_ONCE) + [n % ROWS_AT_ONCE]
+    parts = [_proposed(fit, size) for size in sizes if size]
+    values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
+    log_density = torch.cat([part.log_density for part in parts])
+    log_q = torch.cat([part.log_q for part in parts])
+    rejected = sum(part.rejected for part in parts)
+    if rejected > n / 2:
+        raise ProgramError(
+            f"draws of the generator: {rejected} of {n} have no density (they are outside their "
+            "supports, or log p~ or log q is nan or +inf); expected numbers, or log density "
+            "-inf.\n  Most likely a factor takes the log or root of a negative number there, or "
+            "overflows: look at model.terms(x) of such a draw."
+        )
+    return Proposed(values, log_density, log_q, rejected)
+
+
+def _proposed(fit: Fitted, n: int) -> Proposed:
+    x, log_q = fit.generator.rsample_and_log_prob(n)
+    log_density, bad = score(fit.model, x, log_q)
+    return Proposed(x, log_density, log_q, int(bad.sum()))
+
+
+@torch.no_grad()
+def score(
+    model: EnergyModel, x: Sites, log_q: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Log p~ of draws, -inf of those that are rejected, and which these are."""
+    bad = ~(model.inside(x) & log_q.isfinite())
+    if bad.all():
+        return torch.full_like(log_q, -math.inf), bad
+    log_density = model.log_density(with_stand_ins(x, bad))
+    bad |= log_density.isnan() | (log_density == math.inf)
+    return torch.where(bad, -math.inf, log_density), bad
+
+
+def with_stand_ins(x: Sites, bad: Bool[Tensor, " n"]) -> Sites:
+    """The rows, the bad among them replaced by a good one: programs are run on good rows only."""
+    if not bad.any():
+        return x
+    good = int((~bad).nonzero()[0])
+    at = torch.where(bad, good, torch.arange(len(bad), device=bad.device))
+    return {name: value[at] for name, value in x.items()}
 
 
 def resample(draws: Draws, n: int, *, seed: int | None = None) -> Sites:
@@ -191,9 +263,9 @@ def independence_mh(
 ) -> Chains:
     """Independence Metropolis-Hastings: chains that propose fresh draws of q.
 
-    Each chain walks once through its own share of the draws, starting at the first of them, so
-    chains are independent and r-hat means something. Draws beyond a multiple of `chains` are left
-    out.
+    Each chain walks once through its own share of the draws, starting at the first of them that
+    has a weight, so chains are independent and r-hat means something. Draws beyond a multiple of
+    `chains` are left out.
 
     Args:
         fit: a fit, or anything with `model` and `generator`.
@@ -202,28 +274,35 @@ def independence_mh(
         seed: see the module.
 
     Raises:
-        ValueError: fewer than one draw per chain.
+        DataError: fewer than one draw per chain.
         GeneratorError: no draw has any weight.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
     """
     with seeded(seed):
         if isinstance(draws, int):
-            values, log_density, log_q = propose(fit, draws)
-        else:
-            values, log_density = draws.values, log_density_of(fit.model, draws.values)
-            log_q = log_density - draws.log_weights
-        return walk(values, log_density, log_q, chains)
+            proposed = propose(fit, draws)
+            return walk(proposed.values, proposed.log_density, proposed.log_q, chains)
+        massless = draws.log_weights == -math.inf
+        log_density = torch.full_like(draws.log_weights, -math.inf)
+        some = {name: value[~massless] for name, value in draws.values.items()}
+        if len(massless) > int(massless.sum()):
+            log_density[~massless] = log_density_of(fit.model, some)
+        log_q = torch.where(massless, 0.0, log_density - draws.log_weights)  # never visited
+        return walk(draws.values, log_density, log_q, chains)
 
 
 def walk(
     values: Sites, log_density: Float[Tensor, " n"], log_q: Float[Tensor, " n"], chains: int
 ) -> Chains:
     """`independence_mh` over scored draws, from the random stream as it stands."""
-    log_weights = log_density - log_q
+    log_weights = log_ratio(log_density, log_q)
     _require_weight(log_weights)
+    if not 1 <= chains <= len(log_weights):
+        raise DataError(
+            f"{len(log_weights)} draws for {chains} chains; expected at least one chain, and a "
+            "draw for each.\n  Make more draws, or fewer chains."
+        )
     steps = len(log_weights) // chains
-    if steps < 1:
-        raise ValueError(f"{len(log_weights)} draws for {chains} chains; expected one each.")
     index, acceptance = metropolis(log_weights[: chains * steps].reshape(chains, steps))
     accepted = torch.ones_like(index, dtype=torch.bool)
     accepted[:, 1:] = index[:, 1:] != index[:, :-1]
@@ -248,10 +327,10 @@ def metropolis(
     walks, moves = [], 0
     # Plain floats: a step is a comparison, a hundred times cheaper than four tensor operations.
     for chain, proposals in enumerate(log_weights.double().tolist()):
-        at, current = 0, proposals[0]
-        walk = [chain * steps]
-        for step in range(1, steps):
-            # Where both weights are zero the difference is nan: the chain stays.
+        # A chain starts where there is mass; before that it waits there.
+        at = next((i for i, weight in enumerate(proposals) if weight > -math.inf), 0)
+        current, walk = proposals[at], [chain * steps + at] * (at + 1)
+        for step in range(at + 1, steps):
             if log_u[chain][step] < proposals[step] - current:
                 at, current = step, proposals[step]
                 moves += 1
@@ -261,77 +340,16 @@ def metropolis(
     return torch.tensor(walks, device=log_weights.device), acceptance
 
 
-def neutra_hmc(
-    fit: Fitted,
-    n: int = 1000,
-    chains: int = 4,
-    warmup: int = 200,
-    *,
-    max_tree_depth: int = 6,
-    seed: int | None = None,
-) -> Chains:
-    """Pyro's NUTS in the generator's latent space: a sampler that can leave the draws of q.
-
-    The energy is evaluated one state at a time, about 10 to 100 times per draw: slow. Use it to
-    check an important result.
-
-    Args:
-        fit: a fit whose generator offers `latent_to_sites` (a `FlowGenerator` does).
-        n: draws in all, split over the chains.
-        chains: number of chains, run one after the other from independent N(0, I) starts.
-        warmup: steps per chain spent on step size and mass matrix, not returned.
-        max_tree_depth: a trajectory has at most 2^depth leapfrog steps.
-        seed: see the module.
-
-    Raises:
-        GeneratorError: the generator has no latent space with known Jacobian.
-
-    Source: Hoffman et al. 2019, arXiv:1903.03704.
-    """
-    to_sites = getattr(fit.generator, "latent_to_sites", None)
-    if to_sites is None:
-        raise GeneratorError(
-            f"neutra_hmc: generator {type(fit.generator).__name__} has no `latent_to_sites`; "
-            "expected a smooth map from R^d to the sites with its log-Jacobian.\n"
-            "  Use a FlowGenerator, or independence_mh, which needs only draws and log q."
-        )
-
-    def potential(state: dict[str, Tensor]) -> Tensor:
-        x, log_jacobian = to_sites(state["eps"].unsqueeze(0))
-        return -(fit.model.log_density(x) + log_jacobian).squeeze(0)
-
-    steps = max(n // chains, 1)
-    with seeded(seed):
-        with torch.no_grad():
-            like = fit.generator.rsample_and_log_prob(1)[1]
-        runs = [
-            _nuts(
-                potential, like.new_empty(fit.model.dim).normal_(), steps, warmup, max_tree_depth
-            )
-            for _ in range(chains)
-        ]
-    eps = torch.stack([states for states, _, _ in runs])
-    with torch.no_grad():
-        flat, _ = to_sites(eps.flatten(0, 1))
-        log_q = fit.generator.log_prob(flat).reshape(chains, steps)
-    log_density = log_density_of(fit.model, flat).reshape(chains, steps)
-    accepted = torch.ones(chains, steps, dtype=torch.bool, device=eps.device)
-    accepted[:, 1:] = (eps[:, 1:] != eps[:, :-1]).any(-1)
-    values = {name: v.unflatten(0, (chains, steps)) for name, v in flat.items()}
-    acceptance = sum(rate for _, rate, _ in runs) / chains
-    return Chains(values, log_density, log_q, accepted, acceptance, sum(d for _, _, d in runs))
-
-
 def log_partition(fit: Fitted, n: int = 4000, *, seed: int | None = None) -> Estimate:
     """Log Z with its standard error, from `n` draws of q alone (never from the offset b).
 
     Raises:
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
     """
     return log_partition_from_weights(importance_sample(fit, n, seed=seed).log_weights)
 
 
-def log_prob(fit: Fitted, x: Sites, n: int = 4000, *, seed: int | None = None) -> LogProb:
+def log_prob(fit: Fitted, x: Rows, n: int = 4000, *, seed: int | None = None) -> LogProb:
     """Normalised log density of given rows, with the error of log Z.
 
     Args:
@@ -346,10 +364,11 @@ def log_prob(fit: Fitted, x: Sites, n: int = 4000, *, seed: int | None = None) -
 
     Raises:
         DataError: the rows do not fit the program.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
     """
+    rows = {name: value[:] for name, value in fit.model.stored(x).items()}
     estimate = log_partition(fit, n, seed=seed)
-    return LogProb(log_density_of(fit.model, fit.model.check(x)) - estimate.value, estimate)
+    return LogProb(log_density_of(fit.model, rows) - estimate.value, estimate)
 
 
 @torch.no_grad()
@@ -362,33 +381,6 @@ def slices(x: Sites) -> list[Sites]:
     """The rows of `x` in pieces of at most `ROWS_AT_ONCE`."""
     pieces = zip(*(value.split(ROWS_AT_ONCE) for value in x.values()), strict=True)
     return [dict(zip(x, piece, strict=True)) for piece in pieces]
-
-
-def _nuts(
-    potential: Callable[[dict[str, Tensor]], Tensor],
-    start: Float[Tensor, " d"],
-    steps: int,
-    warmup: int,
-    max_tree_depth: int,
-) -> tuple[Float[Tensor, "steps d"], float, int]:
-    """One NUTS chain: its states, accepted fraction, and number of divergences."""
-    found: dict[str, Any] = {}
-
-    def record(kernel: NUTS, state: object, stage: str, step: int) -> None:
-        if stage.startswith("Sample"):  # the kernel forgets its statistics when the run ends
-            found.update(kernel.diagnostics())
-
-    chain = MCMC(
-        NUTS(potential_fn=potential, max_tree_depth=max_tree_depth),
-        num_samples=steps,
-        warmup_steps=warmup,
-        initial_params={"eps": start},
-        hook_fn=record,
-        disable_progbar=True,
-    )
-    chain.run()
-    rate, divergences = float(found["acceptance rate"]), len(found["divergences"])
-    return chain.get_samples()["eps"], rate, divergences
 
 
 def _require_weight(log_weights: Float[Tensor, " n"]) -> None:

@@ -7,14 +7,24 @@ that stays exact where the last parts are small.
 """
 
 import math
+from typing import Any
 
 import torch
+from pyro.distributions import TransformedDistribution as PyroTransformed
 from pyro.distributions.transforms import CholeskyTransform
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import (
+    Distribution,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+    transforms,
+)
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import ComposeTransform, StickBreakingTransform, Transform
 from torch.nn.functional import logsigmoid, pad
+
+from ebm_pp.circle import innermost
 
 
 class StickBreaking(StickBreakingTransform):
@@ -85,6 +95,14 @@ class LowerCholesky(Transform):
         return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
 
 
+class Root(CholeskyTransform):
+    """Pyro's Cholesky factor; nan instead of an error where rounding has left none."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        root, failed = torch.linalg.cholesky_ex(x)
+        return torch.where(failed[..., None, None] > 0, math.nan, root)
+
+
 def _side(numbers: int) -> int:
     return (math.isqrt(8 * numbers + 1) - 1) // 2
 
@@ -107,8 +125,85 @@ def bijection(support: constraints.Constraint) -> Transform:
     if type(support) is type(constraints.lower_cholesky):
         return LowerCholesky()
     if type(support) is type(constraints.positive_definite):
-        return ComposeTransform([LowerCholesky(), CholeskyTransform().inv])
+        return ComposeTransform([LowerCholesky(), Root().inv])
     return biject_to(support)
+
+
+def support_of(fn: Distribution) -> Any:  # noqa: ANN401 - torch calls a constraint optional
+    """The true support of a distribution.
+
+    torch gives a base behind transforms the codomain of the last of them: all of the real line for
+    `3 - Exponential(1)`. Where all maps are monotone in single numbers, the ends of the base's
+    support go through them instead. A distribution that declares its own support is believed.
+
+    Args:
+        fn: of a site; `to_event`, `expand`, `mask` and mixtures are looked through.
+    """
+    inner = innermost(fn)
+    declared = type(inner).support
+    if not isinstance(inner, TransformedDistribution) or declared not in UNDECLARED:
+        return fn.support
+    ends = _ends(support_of(inner.base_dist))
+    if ends is None or not all(_monotone(part) for part in inner.transforms):
+        return fn.support
+    for part in inner.transforms:
+        ends = [_through(part, end) for end in ends]
+    low, high = torch.minimum(*ends), torch.maximum(*ends)
+    if bool(low.isinf().all()) and bool(high.isinf().all()):
+        return constraints.real
+    if bool(high.isinf().all()):
+        return constraints.greater_than(low)
+    if bool(low.isinf().all()):
+        return constraints.less_than(high)
+    return constraints.interval(low, high)
+
+
+UNDECLARED = (TransformedDistribution.support, PyroTransformed.support)
+MONOTONE = (
+    transforms.AffineTransform, transforms.ExpTransform, transforms.SigmoidTransform,
+    transforms.TanhTransform, transforms.SoftplusTransform, transforms.PowerTransform,
+    transforms.CumulativeDistributionTransform,
+)  # fmt: skip
+
+
+def _ends(support: constraints.Constraint) -> list[Tensor] | None:
+    """The lower and upper end of a support on the line; None of another."""
+    support = plain(support)
+    if isinstance(support, type(constraints.real)):
+        ends = [-math.inf, math.inf]
+    elif hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
+        bounds = (("lower_bound", -math.inf), ("upper_bound", math.inf))
+        ends = [getattr(support, name, open_end) for name, open_end in bounds]
+    else:
+        return None
+    low, high = torch.broadcast_tensors(
+        *(torch.as_tensor(end, dtype=torch.get_default_dtype()) for end in ends)
+    )
+    return [low, high]
+
+
+def _monotone(transform: Transform) -> bool:
+    if isinstance(transform, ComposeTransform):
+        return all(_monotone(part) for part in transform.parts)
+    if isinstance(transform, transforms._InverseTransform):
+        return _monotone(transform.inv)
+    domain: Any = transform.domain
+    return isinstance(transform, MONOTONE) and domain.event_dim == 0
+
+
+def _through(transform: Transform, end: Tensor) -> Tensor:
+    """The image of an end, without torch's clamping of 0 and 1."""
+    if isinstance(transform, ComposeTransform):
+        for part in transform.parts:
+            end = _through(part, end)
+        return end
+    if isinstance(transform, transforms.SigmoidTransform):
+        return torch.sigmoid(end)
+    if isinstance(transform, transforms._InverseTransform) and isinstance(
+        transform.inv, transforms.SigmoidTransform
+    ):
+        return torch.logit(end)
+    return transform(end)
 
 
 def plain(support: constraints.Constraint) -> constraints.Constraint:

@@ -3,21 +3,28 @@
 These are the checks that need no number: names, shapes, supports, plates.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
 import torch
-from pyro.distributions import ImproperUniform, MaskedDistribution, Unit
+from pyro.distributions import ImproperUniform, MaskedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import Transform
 
-from ebm_pp.circle import circular, innermost, is_circular, layers, wrap
+from ebm_pp.circle import Circle, circular, from_radians, innermost, is_circular, layers
 from ebm_pp.dynamics import TrajectorySite
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import Message, Runner, Site, is_plate, log_term
-from ebm_pp.support import bijection, bounds_of, describe, same_support
+from ebm_pp.program import Message, Runner, Site, is_factor, is_plate, log_term
+from ebm_pp.support import bijection, bounds_of, describe, same_support, support_of
+from ebm_pp.surroundings import answering
+
+RUN_IT = (
+    "Expected a program that declares one draw and runs with the arguments given to "
+    "EnergyModel(program, ...): try it alone under pyro.poutine.trace."
+)
 
 
 def trace(run: Runner, unconstrained: Callable[[torch.Size], Tensor]) -> list[Message]:
@@ -35,16 +42,8 @@ def trace(run: Runner, unconstrained: Callable[[torch.Size], Tensor]) -> list[Me
     """
     messages: list[Message] = []
 
-    try:
+    with answering("at a feasible draw", RUN_IT):
         run(lambda msg: _feasible(msg, unconstrained), lambda msg: _record(messages, msg))
-    except ProgramError:
-        raise
-    except Exception as error:
-        raise ProgramError(
-            f"the program failed at a feasible draw with {type(error).__name__}: {error}\n  "
-            "Expected a program that declares one draw and runs with the arguments given to "
-            "EnergyModel(program, ...): try it alone under pyro.poutine.trace."
-        ) from error
     if all(msg["is_observed"] for msg in messages):
         raise ProgramError(
             f"the program has no latent site (got {len(messages)} observed sites and factors); "
@@ -63,7 +62,7 @@ def _record(messages: list[Message], msg: Message) -> None:
             f"site {msg['name']!r} is declared twice; expected one site per name.\n  Most "
             "likely a loop reuses the name: number the names, f'x_{i}'."
         )
-    if _is_factor(msg):
+    if is_factor(msg):
         _check_factor_shape(msg)
     log_term(msg)
     messages.append(dict(msg))
@@ -80,16 +79,21 @@ def _feasible(msg: Message, unconstrained: Callable[[torch.Size], Tensor]) -> Te
     if isinstance(fn, TrajectorySite):
         return fn.feasible(unconstrained)
     _check_latent(msg["name"], fn)
-    if any(bound.requires_grad for bound in bounds_of(fn.support)):
+    support = support_of(fn)
+    if any(bound.requires_grad for bound in bounds_of(support)):
         raise ProgramError(
-            f"site {msg['name']!r}: the support {describe(fn.support)} depends on a parameter; "
+            f"site {msg['name']!r}: the support {describe(support)} depends on a parameter; "
             "expected fixed bounds.\n  Sample on a fixed support, for instance the unit "
             "interval, and rescale with pyro.deterministic."
         )
     if is_circular(fn):
-        return wrap(1.5 * unconstrained(fn.shape()))
-    transform = _bijection(msg["name"], fn.support)
+        return from_radians(1.5 * unconstrained(fn.shape()), _period(fn))
+    transform = _bijection(msg["name"], support)
     return transform(unconstrained(transform.inverse_shape(fn.shape()))).expand(fn.shape())
+
+
+def _period(fn: Distribution) -> float:
+    return float(getattr(innermost(fn), "period", 2 * math.pi))
 
 
 def _check_latent(name: str, fn: object) -> None:
@@ -180,19 +184,18 @@ def check_structure(probes: list[list[Message]]) -> None:
                 "branch on a sampled value: use torch.where or a mixture."
             )
         for one, other in zip(first, probe, strict=True):
-            if not same_support(one["fn"].support, other["fn"].support):
-                raise moving_support(one["name"], describe(one["fn"].support))
+            if one["is_observed"]:
+                continue  # what cuts off an observation is a wall of its log density
+            supports = [support_of(msg["fn"]) for msg in (one, other)]
+            if not same_support(*supports):
+                raise moving_support(one["name"], describe(supports[0]))
 
 
 def _shapes(messages: list[Message]) -> dict[str, tuple[int, ...]]:
     return {
-        msg["name"]: tuple(msg["value"].shape[:-1] if _is_factor(msg) else msg["value"].shape)
+        msg["name"]: tuple(msg["value"].shape[:-1] if is_factor(msg) else msg["value"].shape)
         for msg in messages
     }
-
-
-def _is_factor(msg: Message) -> bool:
-    return isinstance(msg["fn"], Unit)
 
 
 def moving_support(name: str, support: str) -> ProgramError:
@@ -218,7 +221,10 @@ def read_site(msg: Message) -> Site:
         dim = msg["value"].numel()
         return Site(msg["name"], shape, fn.support, dim, False, False, fn)
     around = isinstance(fn, Distribution) and is_circular(fn)
-    support = circular if around else fn.support
+    support = support_of(fn)
+    if around:
+        inner = innermost(fn)
+        support = inner.support if isinstance(inner, Circle) else circular
     dim = bijection(support).inverse_shape(torch.Size(shape)).numel()
     masks = [layer._mask for layer in layers(fn) if isinstance(layer, MaskedDistribution)]
     proper = (

@@ -9,7 +9,7 @@ import html
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,34 +17,46 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ebm_pp.best import Best
+from ebm_pp.capture import still_right
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
-from ebm_pp.errors import DataError, ProgramError
+from ebm_pp.diagnostics import REJECTED, diagnose
+from ebm_pp.errors import DataError, GeneratorError, ProgramError
+from ebm_pp.evidence import USABLE_ESS, require_density
+from ebm_pp.findings import Finding, blamed, look_at, warn
+from ebm_pp.findings_verdict import HEADS
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
-from ebm_pp.pareto import threshold
+from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy_steps import project, refit
-from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, require_finite
-from ebm_pp.rows import columns_as_html
-from ebm_pp.stored import Data, representative
+from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
+from ebm_pp.rows import columns_as_html, shown
+from ebm_pp.stored import Data, at_most, representative
+from ebm_pp.surroundings import trainable
 
-USABLE_ESS = 0.1  # ESS fraction under which draws are called unusable, whatever their k-hat
+SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
+# Problems of `diagnose` that are the energy's or the rows', not the generator's.
+ENERGY = ("leaked_mass", "wrong_factor", "offset_gap", *HEADS)
 
 
 class Status(enum.Enum):
     """How a run ended, in a sentence."""
 
     CONVERGED = (
-        "Converged: the draws are healthy, and later rounds brought nothing better (in held-out "
-        "log-likelihood; for a given density, in ESS)."
+        "Converged: a diagnosis on the training rows finds nothing wrong, and later rounds "
+        "brought nothing better (in held-out log-likelihood; for a given density, in ESS)."
     )
     FINISHED = (
-        "All rounds ran and the round returned was healthy; more rounds may still improve it."
+        "All rounds ran, and a diagnosis on the training rows finds nothing wrong; more rounds "
+        "may still improve it."
     )
     LAGGING = (
-        "All rounds ran, but the generator lags behind the energy (low ESS or high k-hat): draws "
-        "and log Z are not to be trusted. Raise rounds or generator_steps_max, or try a flow with "
-        "base='student_t'; of long trajectories only the weights of single steps may be usable."
+        "The rounds ended while the generator lags behind the energy: draws and log Z are not to "
+        "be trusted. Raise rounds or generator_steps_max."
+    )
+    UNCONVERGED = (
+        "The rounds ended before the energy had learned what the training rows show, or while it "
+        "has mass where nothing draws. Raise rounds, or look at the data and the program."
     )
     TEMPERING = (
         "All rounds ran before the annealed target reached the given density: draws are of a "
@@ -52,8 +64,8 @@ class Status(enum.Enum):
     )
     NON_FINITE = (
         "A number stopped being finite; the best parameters of the finite rounds were kept. Most "
-        "likely an energy that falls without bound: bound it, lower energy_lr, or raise "
-        "base_share."
+        "likely an energy that falls without bound, or a factor that takes a logarithm, root or "
+        "quotient out of its domain."
     )
     INTERRUPTED = "Interrupted; the best parameters so far were kept."
 
@@ -71,7 +83,10 @@ class Fit:
         offset: b of the discriminator; a gauge, not log Z.
         n_train: rows of training data; 0 for a given density.
         best_round: the round whose parameters these are (-1: none was diagnosed).
-        detail: where it ended, e.g. the step whose loss was not finite.
+        detail: where it ended, e.g. the step whose loss was not finite, or what is wrong.
+        outskirts: where the training rows say that nothing else draws (see outskirts.py), for
+            `diagnose`; None for a given density.
+        findings: what is wrong with the training rows themselves (`findings.py`).
     """
 
     model: EnergyModel
@@ -83,20 +98,25 @@ class Fit:
     n_train: int = 0
     best_round: int = -1
     detail: str = ""
+    outskirts: Outskirts | None = None
+    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         lines = [f"{self.status.value} {self.detail}".strip()]
-        if self.history:
-            last = self.history[-1]
-            numbers = ", ".join(f"{name} {value}" for name, value in _postfix(last).items())
-            lines.append(f"Round {last['round'] + 1} of {self.config.rounds}: {numbers}.")
+        for info in self.returned:
+            numbers = ", ".join(f"{name} {value}" for name, value in _postfix(info).items())
+            lines.append(f"Round {info['round'] + 1} of {self.config.rounds}: {numbers}.")
         return "\n".join([*lines, "Next: diagnose(fit, held_out_rows)."])
+
+    @property
+    def returned(self) -> list[dict[str, Any]]:
+        """The record of the round whose parameters these are; none if none was diagnosed."""
+        return [info for info in self.history if info["round"] == self.best_round]
 
     def _repr_html_(self) -> str:
         """The status sentence first, then the program and the round that was returned."""
-        found = [info for info in self.history if info["round"] == self.best_round]
         numbers = {"round": [f"{self.best_round + 1} of {self.config.rounds}"]} | {
-            name: [value] for info in found for name, value in _postfix(info).items()
+            name: [value] for info in self.returned for name, value in _postfix(info).items()
         }
         status = f"{self.status.value} {self.detail}".strip()
         return (
@@ -131,11 +151,13 @@ def fit(
         callback: called as `callback(round, info)` after every diagnosis.
 
     Returns:
-        The fit with the best parameters so far. A run that failed says so in `status`.
+        The fit with the best parameters so far. A run that failed says so in `status`. What is
+        wrong with the rows is in `findings`; a `UserWarning` names what makes a fit meaningless.
 
     Raises:
         ProgramError: data are given but the program has no parameters to train.
-        DataError: data or held-out rows do not fit the program, or fewer rows than a batch.
+        DataError: data or held-out rows do not fit the program, or fewer rows than a batch; or
+            no generator can follow a column.
         GeneratorError: the generator's draws and `log_prob` disagree, or its loss can't be used.
     """
     if not isinstance(model, EnergyModel):
@@ -149,11 +171,25 @@ def fit(
             config = FitConfig.trajectories(
                 model.layout.horizon, opaque=model.layout.dynamics.opaque
             )
+    with trainable(model.dtype):
+        return _fit(model, data, generator, config, held_out, callback)
+
+
+def _fit(
+    model: EnergyModel,
+    data: Mapping[str, Any] | None,
+    generator: Generator | None,
+    config: FitConfig,
+    held_out: Mapping[str, Any] | None,
+    callback: Callable[[int, dict[str, Any]], None] | None,
+) -> Fit:
     rows, some_held_out = _checked(model, data, held_out, config)
+    findings = () if rows is None else look_at(model, rows)
     bar = tqdm(total=config.rounds, desc="fit", unit="round", disable=not config.progress)
     with torch.random.fork_rng(), _without_denormals(), bar:
         torch.manual_seed(config.seed)
-        game = start(model, rows, some_held_out, generator, config)
+        with blamed(findings):
+            game = start(model, rows, some_held_out, generator, config)
 
         def report(info: dict[str, Any]) -> None:
             bar.update(info["round"] + 1 - bar.n)
@@ -161,7 +197,14 @@ def fit(
             if callback is not None:
                 callback(info["round"], info)
 
-        return _rounds(game, some_held_out, report)
+        warn(findings)
+        result = replace(_rounds(game, some_held_out, report), findings=findings)
+        if result.status in (Status.NON_FINITE, Status.INTERRUPTED):
+            return result
+        try:
+            return _judged(result, rows)
+        except KeyboardInterrupt:
+            return replace(result, status=Status.INTERRUPTED, detail="in the last diagnosis")
 
 
 @contextmanager
@@ -177,43 +220,57 @@ def _without_denormals() -> Iterator[None]:
 
 def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]], None]) -> Fit:
     """The round loop: pool, K energy steps, diagnosis, J generator steps."""
-    config, data, averaged = game.config, game.data, game.averaged
+    config, data = game.config, game.data
     n_train = 0 if data is None else n_rows(data)
+    r = -1
     best = Best.of(game, (False, -math.inf), {"round": -1}, -1)
     history: list[dict[str, Any]] = []
     memory: list[tuple[Pool, Tensor]] = []
     status, detail, steps = Status.FINISHED, "", config.generator_steps
     try:
+        if game.interrupted:
+            raise KeyboardInterrupt
         for r in range(config.rounds):
-            pool = draw_pool(averaged, game.generator, data, config.pool, config.base_share)
+            diagnosed = r % config.diagnose_every == 0 or r == config.rounds - 1
+            if diagnosed:
+                game = replace(game, captured=still_right(game.model, game.captured))
+            with game.averaged() as averaged:
+                pool = draw_pool(
+                    averaged, game.generator, data, config.pool, config.base_share, game.outer
+                )
             projection = project(game, pool)
             info: dict[str, Any] = {"round": r, **energy_steps(game, pool, projection)}
             refit(game, pool, projection)
-            with torch.no_grad():
-                terms = averaged.terms(pool.x)
-            log_density = torch.stack([*terms.values()]).sum(0)
-            require_finite(log_density, pool)
+            with game.averaged() as averaged:
+                pool, terms, log_density = scored(averaged, pool)
+                score = None
+                if diagnosed and held_out is not None:
+                    with torch.no_grad():
+                        score = averaged.log_density(held_out)
             memory = [*memory, (pool, log_density)][-config.memory if data is None else -1 :]
-            rows, log_weights, info["beta"] = generator_target(memory, game, r)
-            if r % config.diagnose_every == 0 or r == config.rounds - 1:
-                with torch.no_grad():
-                    score = None if held_out is None else averaged.log_density(held_out)
-                info |= diagnose_round(averaged, pool, terms, score, config.nu, n_train)
+            target = generator_target(memory, game, r)
+            info["beta"] = target.beta
+            if diagnosed:
+                info["captured"] = game.captured.why
+                info |= diagnose_round(
+                    game.model, pool, terms, log_density, score, config.nu, n_train
+                )
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
-                best = best.or_better(game, info, _healthy(info, config))
+                best = best.or_better(game, info, _healthy(info))
                 report(info)
-                if r - best.peak >= config.patience and _healthy(info, config):
+                if r - best.peak >= config.patience and _healthy(info):
                     status = Status.CONVERGED
                     break
             if r < config.rounds - 1:
-                info["generator_loss"] = generator_steps(game, memory, rows, log_weights, steps, r)
-        else:
-            status = _verdict(best.info, config)
-    except (FloatingPointError, torch.linalg.LinAlgError) as error:
+                info["generator_loss"] = generator_steps(game, pool, target, steps, r)
+    except (FloatingPointError, torch.linalg.LinAlgError, ProgramError) as error:
+        told = isinstance(error, ProgramError)
+        if told and not isinstance(error.__cause__, FloatingPointError | torch.linalg.LinAlgError):
+            raise
         status, detail = Status.NON_FINITE, f"round {r}: {error}"
     except KeyboardInterrupt:
-        status, detail = Status.INTERRUPTED, f"round {r}"
+        status, detail = Status.INTERRUPTED, f"round {r}" if r >= 0 else "in the warm start"
     finally:  # whatever happened, a callback's own error too
         best.restore(game)
     return Fit(
@@ -226,35 +283,58 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
         n_train,
         best.info["round"],
         detail,
+        game.outer,
     )
 
 
-def _healthy(info: dict[str, Any], config: FitConfig) -> bool:
-    usable = info["pareto_k"] <= threshold(config.pool) and info["ess"] >= USABLE_ESS
-    return usable and info["beta"] == 1
+def _judged(result: Fit, data: Data | None) -> Fit:
+    """The fit with the status that its returned parameters deserve, and what is wrong with them.
+
+    By `diagnose` on the rows of a pool and on fresh draws, which did not choose the round; of
+    trajectories, whose draws may cost a simulator, by the round's own.
+    """
+    if not result.returned:
+        told = "No round's held-out log-likelihood or log Z was a number."
+        return replace(result, status=Status.LAGGING, detail=told)
+    (info,) = result.returned
+    many = f"{info['rejected']:.2%} of the draws had no density: rejected, weight zero."
+    words = [many] if info["rejected"] > REJECTED else []
+    if result.model.layout is not None:
+        status = result.status if _healthy(info) else Status.LAGGING
+        return replace(result, status=status, detail=" ".join(words))
+    rows = None if data is None else at_most(data, result.config.pool)
+    try:
+        report = diagnose(result, rows, seed=SEED)
+    except (ProgramError, GeneratorError, DataError) as error:
+        return replace(result, status=Status.LAGGING, detail=f"{error}")
+    if report.ok:
+        return replace(result, detail=" ".join(words))
+    generator = report.problems[0] not in ENERGY
+    status = Status.LAGGING if generator else Status.UNCONVERGED
+    if generator and info["beta"] < 1:
+        status = Status.TEMPERING
+    return replace(result, status=status, detail=" ".join([*words, report.verdict]))
+
+
+def _healthy(info: dict[str, Any]) -> bool:
+    return not info["heavy_tail"] and info["ess"] >= USABLE_ESS and info["beta"] == 1
 
 
 def _next_steps(steps: int, info: dict[str, Any], config: FitConfig) -> int:
     """J: doubled while the generator lags, halved while it does not."""
-    if info["ess"] < config.ess_target or not _healthy(info, config):
+    if info["ess"] < config.ess_target or not _healthy(info):
         return min(max(2 * steps, 1), config.generator_steps_max)
     return steps // 2
 
 
-def _verdict(info: dict[str, Any], config: FitConfig) -> Status:
-    if info["beta"] < 1:
-        return Status.TEMPERING
-    return Status.FINISHED if _healthy(info, config) else Status.LAGGING
-
-
 def _postfix(info: dict[str, Any]) -> dict[str, str]:
     """The numbers a person wants beside the progress bar."""
-    shown = {"ESS/n": info["ess"], "k": info["pareto_k"], "log Z": info["log_partition"]}
+    numbers = {"ESS/n": info["ess"], "k": info["pareto_k"], "log Z": info["log_partition"]}
     if not math.isnan(info["held_out"]):
-        shown = {"held-out": info["held_out"], **shown}
+        numbers = {"held-out": info["held_out"], **numbers}
     if not math.isnan(info["offset_gap"]):
-        shown["b - log Z"] = info["offset_gap"]
-    return {name: f"{value:.3f}" for name, value in shown.items()}
+        numbers["b - log Z"] = info["offset_gap"]
+    return {name: shown(value, 3) for name, value in numbers.items()}
 
 
 def _checked(
@@ -284,4 +364,7 @@ def _checked(
             f"the data have {n} rows; expected at least one batch of {config.batch}.\n"
             f"  Set FitConfig(batch={max(n // 2, 1)}) or give more rows."
         )
+    with torch.no_grad():
+        if model.layout is None:
+            require_density(model, representative(rows))
     return rows, None if held_out is None else representative(model.stored(held_out))

@@ -22,15 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.evidence import CONDITIONAL, JOINT, USABLE_ESS, Diagnosable, cost_features
 from ebm_pp.moments import Gap, compare_moments
-from ebm_pp.pareto import threshold
 from ebm_pp.partition import bridge, ess_fraction, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.rows import Row, as_html, as_text
-from ebm_pp.sampling import propose, seeded, walk
+from ebm_pp.sampling import propose, seeded
 from ebm_pp.step_weights import (
     QUANTILES,
     StepWeights,
@@ -38,8 +37,6 @@ from ebm_pp.step_weights import (
     step_log_weights,
     weigh_steps,
 )
-
-CHAINS = 4
 
 
 class Measured(NamedTuple):
@@ -144,7 +141,7 @@ class TrajectoryReport:
 
 @torch.no_grad()
 def trajectory_report(
-    fit: Diagnosable, data: Sites, n: int = 4000, *, seed: int | None = 0
+    fit: Diagnosable, data: Rows, n: int = 4000, *, seed: int | None = 0
 ) -> TrajectoryReport:
     """Draws from the policy and compares with demonstrations; see the module.
 
@@ -167,17 +164,14 @@ def trajectory_report(
         )
     rows = model.check(data)
     with seeded(seed):
-        x, log_density, log_q = propose(fit, n)
-        walked = walk(x, log_density, log_q, CHAINS)
-    weights = log_density - log_q
+        drawn = propose(fit, n)
+    x, weights = drawn.values, drawn.log_weights
     at_data = model.log_density(rows) - policy.log_prob(rows)
     soft_value = soft_value_of(model, policy, x)
     steps = step_log_weights(model, policy, x, soft_value)
     estimate = log_partition_from_weights(weights)
     steps_found = weigh_steps(steps)
-    weighted = not steps_found.solved or (
-        estimate.pareto_k <= threshold(n) and estimate.ess >= USABLE_ESS
-    )
+    weighted = not steps_found.solved or (not estimate.heavy and estimate.ess >= USABLE_ESS)
     costs, costs_draws = (
         {name: -value.double() for name, value in cost_features(model, part).items()}
         for part in (rows, x)
@@ -185,8 +179,9 @@ def trajectory_report(
     for found in (costs, costs_draws):
         found["cost"] = torch.stack([*found.values()]).sum(0)
     horizons = horizons_of(steps.shape[1])
-    low, high = sandwich(weights, walked.log_weights.flatten())
-    chain_error = walked.log_weights.mean(1).std().item() / math.sqrt(CHAINS)
+    low, high = sandwich(weights)
+    shares = weights.double().softmax(0)  # of the self-normalised average, by the delta method
+    high_error = (shares * (weights - high)).square().nansum().sqrt().item()
     return TrajectoryReport(
         law=JOINT if model.soft_value is None else CONDITIONAL,
         horizons=horizons,
@@ -197,7 +192,7 @@ def trajectory_report(
         importance=Measured(estimate.value, estimate.standard_error),
         bridge=bridge_with_error(at_data, weights),
         lower=Measured(low, _mean(weights).standard_error),
-        upper=Measured(high, chain_error),
+        upper=Measured(high, high_error),
         entropy=_entropy(policy, x),
         gaps=compare_moments(
             costs, costs_draws, weights if weighted else torch.zeros_like(weights), fit.n_train

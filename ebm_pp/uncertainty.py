@@ -31,7 +31,8 @@ from torch.distributions import constraints, transform_to
 
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import ProgramError
-from ebm_pp.evidence import Diagnosable, Labels, rows_and_labels
+from ebm_pp.evidence import Diagnosable
+from ebm_pp.labels import Labels, rows_and_labels
 from ebm_pp.pareto import psis, threshold
 from ebm_pp.pool import n_rows
 from ebm_pp.rows import columns_as_html, columns_as_text
@@ -172,8 +173,9 @@ def standard_errors(
     x, labels = rows_and_labels(model, data, groups)
     chosen = _chosen(model, parameters)
     with seeded(seed):
-        y, log_density, log_q = propose(fit, n)
-    smoothed, pareto_k = psis((log_density - log_q).double())
+        drawn = propose(fit, n).with_mass()
+    y = drawn.values
+    smoothed, pareto_k = psis(drawn.log_weights.double())
     s, gap, noise, a, moment = _information(model, x, y, smoothed.exp(), list(chosen.values()))
     jacobian, values, names, owner = _as_seen(model, chosen)
     _require_curved(a, moment, names if len(names) == len(a) else list(map(str, range(len(a)))))

@@ -5,9 +5,11 @@ loop for every site and factor, in two batch sizes and at two sets of parameters
 """
 
 import contextlib
+import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -20,14 +22,29 @@ from ebm_pp.checks import (
     check_finite,
     check_periodic,
     check_repeatable,
+    check_walls,
     stances,
 )
 from ebm_pp.errors import ProgramError
-from ebm_pp.program import Message, Runner, Site, Sites, by_loop, by_plate, by_vmap
-from ebm_pp.support import bounds_of
-from ebm_pp.trace import check_structure, moving_support, read_site, trace, waves
+from ebm_pp.program import (
+    Message,
+    Runner,
+    Site,
+    Sites,
+    by_loop,
+    by_plate,
+    by_vmap,
+    log_term,
+    one_draw,
+)
+from ebm_pp.state import check_state
+from ebm_pp.support import bounds_of, support_of
+from ebm_pp.surroundings import answering
+from ebm_pp.trace import RUN_IT, check_structure, moving_support, read_site, trace, waves
 
 PROBES = 8
+CANDIDATES = 64  # draws tried where a wall of -inf cuts some off
+WIDTHS = (0.1, 1.0, 4.0, 20.0, 1e2, 1e3, 1e4, 1e6)  # how far a factor is tried that seems constant
 
 
 @dataclass(frozen=True)
@@ -53,15 +70,13 @@ class Compiled:
     randomness: str = "error"
 
 
-def compile_program(
-    run: Runner, validated: Runner, parameters: Callable[[], Iterable[nn.Parameter]], batching: str
-) -> Compiled:
+def compile_program(run: Runner, validated: Runner, model: nn.Module, batching: str) -> Compiled:
     """Check a program and choose how to evaluate a batch of draws.
 
     Args:
         run: Runs the program once, without Pyro's validation.
         validated: The same with Pyro's validation.
-        parameters: Gives the model's parameters, which the first run may add to.
+        model: Holds the program's parameters, which the first run may add to, and its modules.
         batching: `auto`, or the one strategy to accept.
 
     Returns:
@@ -72,32 +87,112 @@ def compile_program(
     """
     with torch.enable_grad():  # so that bounds which depend on a parameter show it
         trace(run, waves)
-    own = [p for p in parameters() if p.requires_grad]
+    own = [p for p in model.parameters() if p.requires_grad]
+    told = partial(_told, run)
     devices = {p.device for p in own if p.device.type == "cuda"}
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.default_generator.manual_seed(0)
-        probes = [trace(run, _spread) for _ in range(PROBES)]
+        probes = [trace(run, _within(2.0)) for _ in range(PROBES)]
         check_structure(probes)
         latent = [msg for msg in probes[0] if not msg["is_observed"]]
         sites = {msg["name"]: _read(msg["name"], probes) for msg in latent}
-        x = {name: torch.stack([_find(msgs, name)["value"] for msgs in probes]) for name in sites}
         factors = tuple(msg["name"] for msg in probes[0] if msg["is_observed"])
-        seen = stances(run, x, own)
-        check_finite(x, seen[0].terms, factors)
-        trace(validated, _spread)
+        x = _with_mass(told, probes, [*sites], factors)
+        seen = stances(told, x, own)
+        check_finite(x, seen[0].terms, factors, walls=True)
+        one_draw(partial(_told, validated), {name: value[0] for name, value in x.items()})
         check_finite(x, seen[0].terms, sites)
-        check_repeatable(run, x, seen)
-        check_connected(run, x, factors, seen[-1])
-        check_periodic(run, x, [site.name for site in sites.values() if site.circular], seen)
+        check_state(told, x, seen, model)
+        check_repeatable(told, x, seen)
+        check_connected(told, x, factors, seen[-1], partial(_anywhere, run, x))
+        check_periodic(told, x, {k: s.period for k, s in sites.items() if s.circular}, seen)
         event_dims = {msg["name"]: len(msg["fn"].event_shape) for msg in latent}
         nesting = max(len(msg["fn"].batch_shape) for msg in probes[0])
         loop = Compiled(sites, factors, _roots(run, x), event_dims, nesting)
         return _choose(run, loop, x, seen, batching)
 
 
-def _spread(shape: torch.Size) -> Tensor:
-    """Unconstrained coordinates from -2 to 2, where Pyro starts its chains."""
-    return 4 * torch.rand(shape) - 2
+def _told(
+    run: Runner, supply: Callable[[Message], Tensor], visit: Callable[[Message], None]
+) -> None:
+    """A run whose errors are told as the program's."""
+    with answering("at a feasible draw", RUN_IT):
+        run(supply, visit)
+
+
+def _within(width: float) -> Callable[[torch.Size], Tensor]:
+    """Unconstrained coordinates from -width to width; 2 is where Pyro starts its chains."""
+    return lambda shape: 2 * width * torch.rand(shape) - width
+
+
+def _values(probes: list[list[Message]], names: Iterable[str]) -> Sites:
+    return {name: torch.stack([_find(msgs, name)["value"] for msgs in probes]) for name in names}
+
+
+def _with_mass(
+    run: Runner, probes: list[list[Message]], names: list[str], factors: Collection[str]
+) -> Sites:
+    """Draws to check at. Where a wall of -inf cuts some off: six with mass, then two without.
+
+    Raises:
+        ProgramError: A wall cuts off nearly all draws, or a factor is no number at one.
+    """
+    x = _values(probes, names)
+    terms = by_loop(run, x)
+    if not any((terms[name] == -math.inf).any() for name in factors):
+        return x
+    for i in range(CANDIDATES - PROBES):
+        probes = [*probes, trace(run, _within(2 / 2 ** (i % 4)))]
+    x = _values(probes, names)
+    terms = by_loop(run, x)
+    check_finite(x, terms, factors, walls=True)
+    check_walls(x, terms, factors)
+    mass = torch.stack([terms[name] > -math.inf for name in factors]).all(0)
+    rows = torch.cat([mass.nonzero()[: PROBES - 2], (~mass).nonzero()[:2]]).flatten()
+    return {name: value[rows] for name, value in x.items()}
+
+
+def _anywhere(run: Runner, x: Sites, name: str) -> bool:
+    """Whether a factor that is constant at a few draws is another number at some draw.
+
+    Under `vmap` what depends on no site is not batched: that is exact. What is batched may still
+    be constant, such as zeros like x, so it is tried far and wide, every coordinate by itself and
+    all alike.
+    """
+    found: list[Tensor] = []
+
+    def single(values: Sites) -> Tensor:
+        run(
+            lambda msg: values[msg["name"]],
+            lambda msg: found.append(log_term(msg)) if msg["name"] == name else None,
+        )
+        return torch.zeros(())
+
+    with contextlib.suppress(Exception):  # then numbers must tell
+        torch.func.vmap(single, randomness="same")(x)
+        if len(found) == 1 and not _escaped(found[0]):
+            return False
+    start = one_draw(run, {key: value[0] for key, value in x.items()})[name]
+    for i in range(32 * len(WIDTHS)):
+        within = _within(WIDTHS[i % len(WIDTHS)])
+        alike = lambda shape, within=within: within(torch.Size()).expand(shape)  # noqa: E731
+        try:
+            probe = trace(run, within if i % 2 else alike)
+        except ProgramError:  # far out the program may fail: that draw tells nothing
+            continue
+        term = log_term(_find(probe, name)).sum()
+        if not torch.equal(term, start):
+            return True
+    return False
+
+
+def _escaped(term: Tensor) -> bool:
+    """Whether a tensor was batched by a `vmap` that has ended: torch refuses to use it."""
+    try:
+        term.sum()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _find(messages: list[Message], name: str) -> Message:
@@ -124,7 +219,7 @@ def _roots(run: Runner, x: Sites) -> frozenset[str]:
 
     def visit(msg: Message) -> None:
         if msg["name"] in x:
-            seen[msg["name"]] = msg["fn"], bounds_of(msg["fn"].support)
+            seen[msg["name"]] = msg["fn"], bounds_of(support_of(msg["fn"]))
 
     def single(values: Sites) -> Tensor:
         run(lambda msg: values[msg["name"]], visit)

@@ -103,3 +103,71 @@ def test_improper_base_is_flat():
 def test_repr_of_sites():
     site = compiled(VALID["plates_nested"]).sites["b"]
     assert (site.shape, site.dim, site.circular, site.proper) == ((2, 3), 6, False, True)
+
+
+# On the edge -----------------------------------------------------------------------------------
+EDGY = {
+    "LogNormal(0, 30)": lambda: dist.LogNormal(0.0, 30.0),
+    "Beta(.05, .05)": lambda: dist.Beta(0.05, 0.05),
+    "Beta(.5, .5)": lambda: dist.Beta(0.5, 0.5),
+    "Gamma(.01)": lambda: dist.Gamma(0.01, 1.0),
+    "HalfCauchy": lambda: dist.HalfCauchy(1.0),
+    "HalfNormal": lambda: dist.HalfNormal(1.0),
+    "InverseGamma": lambda: dist.InverseGamma(0.1, 1.0),
+    "Uniform": lambda: dist.Uniform(-1.0, 2.0),
+    "Pareto": lambda: dist.Pareto(2.0, 0.2),
+    "3 - Gamma": lambda: dist.TransformedDistribution(
+        dist.Gamma(0.05, 1.0), [torch.distributions.AffineTransform(3.0, -1.0)]
+    ),
+    "Dirichlet(.05)": lambda: dist.Dirichlet(torch.full((3,), 0.05)),
+    "Dirichlet(1)": lambda: dist.Dirichlet(torch.ones(3)),
+    "LKJ(3, .1)": lambda: dist.LKJCholesky(3, torch.tensor(0.1)),
+    "LKJ(3, 1)": lambda: dist.LKJCholesky(3, torch.tensor(1.0)),
+    "Wishart": lambda: dist.Wishart(torch.tensor(3.1), torch.eye(3)),
+}
+
+
+@pytest.mark.parametrize("name", EDGY)
+@pytest.mark.filterwarnings("ignore:.*were on an edge of their support:UserWarning")
+@pytest.mark.filterwarnings("ignore:Singular sample detected:UserWarning")
+def test_no_draw_is_on_the_edge(name):
+    torch.manual_seed(0)
+
+    def program():
+        x = pyro.sample("x", EDGY[name]())
+        pyro.factor("f", -0.1 * x.flatten()[0].abs().log1p())
+
+    model = EnergyModel(program)
+    x = model.sample_base(20_000)
+    assert model.inside(x).all()
+    z, log_jacobian = model.unconstrain(x)
+    assert z.isfinite().all()
+    assert log_jacobian.isfinite().all()
+    assert model.log_base(x).isfinite().float().mean() > 0.98  # of what is left pools reject it
+    with torch.random.fork_rng():
+        torch.set_flush_denormal(True)
+        assert model.inside(x).all()
+        torch.set_flush_denormal(False)
+
+
+def test_a_nudge_moves_nothing_else():
+    model = EnergyModel(lambda: pyro.sample("x", dist.Gamma(2.0, 1.0)))
+    torch.manual_seed(0)
+    x = model.sample_base(1000)["x"]
+    torch.manual_seed(0)
+    assert torch.equal(x, dist.Gamma(2.0, 1.0).sample((1000,)))
+
+
+class Elsewhere(dist.Exponential):
+    """Says that it is above 5."""
+
+    support = dist.constraints.greater_than(5.0)
+
+
+def test_draws_outside_the_declared_support_are_named():
+    def program():
+        x = pyro.sample("x", Elsewhere(torch.ones(2)).to_event(1))
+        pyro.factor("f", -x.sum())
+
+    with pytest.raises(ProgramError, match="draws outside the support it declares"):
+        EnergyModel(program).sample_base(100)

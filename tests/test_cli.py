@@ -10,7 +10,7 @@ import pytest
 import shtab
 import torch
 
-from ebm_pp import EnergyModel, cli
+from ebm_pp import EnergyModel, cli, files
 from ebm_pp.errors import DataError, ProgramError
 
 PROGRAM = """
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def program(folder):
-    return cli.find_program(f"{folder / 'compass.py'}:Compass")
+    return files.find_program(f"{folder / 'compass.py'}:Compass")
 
 
 def test_fit_then_diagnose(folder, capsys):
@@ -84,7 +84,7 @@ def test_sample_writes_what_the_program_reads(run, program, capsys):
     for kind in ("csv", "parquet", "npz"):
         path = run / f"draws.{kind}"
         assert cli.main(["sample", str(run / "one"), "--n", "50", "--out", str(path)]) in (0, 1)
-        rows = model.check(cli.read_rows(path, model))
+        rows = model.check(files.read_rows(path, model))
         assert rows["x"].shape == (50, 2)
     assert "Wrote 50 draws" in capsys.readouterr().out
     weighted = run / "weighted.csv"
@@ -114,7 +114,7 @@ def test_compare_ranks_runs_on_the_same_rows(run, capsys):
 
 def test_formats_agree(folder, program):
     model = EnergyModel(program)
-    read = [cli.read_rows(folder / f"rows.{kind}", model) for kind in ("csv", "parquet", "npz")]
+    read = [files.read_rows(folder / f"rows.{kind}", model) for kind in ("csv", "parquet", "npz")]
     for rows in read:
         assert rows["x"].shape == (600, 2)
         for name in ("x", "angle"):
@@ -142,9 +142,9 @@ def test_a_missing_column_is_named(folder, program):
     model = EnergyModel(program)
     (folder / "bad.csv").write_text("angle,x[0]\n0.1,0.2\n")
     with pytest.raises(DataError, match=r"site 'x': no column.*bad\.csv"):
-        cli.read_rows(folder / "bad.csv", model)
+        files.read_rows(folder / "bad.csv", model)
     with pytest.raises(ProgramError, match="Name it as"):
-        cli.find_program("models.planar")
+        files.find_program("models.planar")
 
 
 @pytest.mark.parametrize("command", ["fit", "diagnose", "report", "sample", "compare"])

@@ -1,9 +1,14 @@
 import math
 
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from ebm_pp import EnergyNet
+from ebm_pp import DataError, EnergyModel, EnergyNet
+from ebm_pp.errors import ProgramError
 
 
 def rows(n=40, d=3):
@@ -67,3 +72,89 @@ def test_standardised_features_need_no_data():
     net = EnergyNet(4, width=8)
     assert torch.equal(net.loc, torch.zeros(4))
     assert net(torch.randn(2, 7, 4)).shape == (2, 7)
+
+
+def holed():
+    x = rows()
+    x[7, 1] = math.nan
+    return x
+
+
+def flat():
+    x = rows()
+    x[:, 1] = 0.1
+    return x
+
+
+@pytest.mark.parametrize(
+    ("make", "phrases"),
+    [
+        (lambda: {"x": rows()}, ["a dict with ['x']", "EnergyNet(data['x'])"]),
+        (holed, ["1 of 40 rows are NaN or infinite (first: rows 7)", "drop these rows"]),
+        (lambda: np.ma.masked_less(rows().numpy(), 0.0), ["are NaN or infinite", "masked"]),
+        (lambda: pd.DataFrame({"a": [1, None, 3]}, dtype="Int64"), ["1 of 3 rows"]),
+        (flat, ["column 1 has spread 0 over 40 rows", "constant column"]),
+        (lambda: pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 3.0]}), ["column 'b' has spread 0"]),
+        (lambda: rows()[:1], ["1 row; expected at least two", "d=3 alone"]),
+        (lambda: rows()[:0], ["shape (0, 3)", "at least two rows"]),
+        (lambda: torch.tensor(1.0), ["shape ()"]),
+        (lambda: rows(8, 6).reshape(8, 2, 3), ["shape (8, 2, 3)", "reshape(len(rows), -1)"]),
+        (lambda: [["a", "b"], ["c", "d"]], ["dtype <U1", "text"]),
+        (lambda: rows() > 5, ["dtype bool"]),
+        (lambda: [[1.0, 2.0], [1.0]], ["different lengths"]),
+        (lambda: None, ["EnergyNet's rows is NoneType"]),
+        (lambda: 0, ["d=0; expected 1 feature"]),
+    ],
+)
+def test_rows_that_can_not_be_are_named(make, phrases):
+    with pytest.raises(DataError) as caught:
+        EnergyNet(make())
+    assert all(phrase in str(caught.value) for phrase in phrases), caught.value
+
+
+@pytest.mark.parametrize("column", [torch.arange(9.0), np.arange(9), list(range(9)),
+                                    pd.Series(range(9)), torch.arange(9.0)[:, None]])  # fmt: skip
+def test_one_column_is_one_feature(column):
+    net = EnergyNet(column)
+    assert net.loc.tolist() == [4.0]
+    assert net(torch.randn(5, 1)).shape == (5,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_precision_of_a_tensor_stays_and_inputs_follow_it(dtype):
+    net = EnergyNet(rows().to(dtype))
+    assert net.loc.dtype == dtype
+    for other in (torch.float32, torch.float64, torch.long):
+        assert net(rows().to(other)).dtype == dtype
+
+
+def test_a_file_of_any_size_is_read_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("ebm_pp.energy_net.MOST_ROWS", 500)
+    x = rows(20_000).double().numpy()
+    np.save(tmp_path / "x.npy", x)
+    net = EnergyNet(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    assert net.loc.dtype == torch.float32
+    error = x.std(0) / math.sqrt(500)
+    assert (np.abs(net.loc.numpy() - x.mean(0)) < 4 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("d", "shape"), [(3, (5, 2)), (1, (5,)), (2, ()), (3, (3, 5)), (3, (5, 1))]
+)
+def test_another_number_of_features_is_named(d, shape):
+    net = EnergyNet(d)
+    with pytest.raises(ProgramError) as caught:
+        net(torch.zeros(shape))
+    assert f"got an input of shape {shape}; expected (..., {d})" in str(caught.value)
+
+
+def test_a_program_that_gives_scalars_hears_of_it():
+    def program(net):
+        pyro.factor("f", -net(pyro.sample("x", dist.Normal(0.0, 1.0))))
+
+    with pytest.raises(ProgramError, match=r"x\[\.\.\., None\]"):
+        EnergyModel(program, EnergyNet(1))
+
+
+def test_numpy_tells_the_number_of_features_too():
+    assert EnergyNet(np.int64(3)).loc.shape == (3,)

@@ -68,3 +68,30 @@ def test_a_parameter_after_compilation():
 def test_a_missing_site():
     with pytest.raises(DataError, match="site 'y' is missing"):
         compiled(VALID["no_factor"]).log_density({"x": torch.zeros(2)})
+
+
+WALLS = {
+    "beyond the probes": lambda x: torch.where(x.abs() > 2.2, -torch.inf, 0.0),
+    "nan beyond": lambda x: torch.where(x > 3.0, torch.nan, 0.0),
+    "among the probes": lambda x: torch.where(x > 1.5, -torch.inf, -x),
+    "a step": lambda x: (x > 2.5).float(),
+}
+
+
+@pytest.mark.parametrize("name", WALLS)
+def test_a_factor_that_is_constant_in_the_middle_is_legal(name):
+    def program():
+        pyro.factor("cut", WALLS[name](pyro.sample("x", dist.Normal(0.0, 1.0))))
+
+    x = torch.linspace(-4, 4, 33)
+    energy = EnergyModel(program).energy({"x": x})
+    torch.testing.assert_close(energy, -WALLS[name](x), equal_nan=True)
+
+
+def test_a_factor_that_is_constant_everywhere_is_refused():
+    def program():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("constant", torch.tensor(3.0))
+
+    with pytest.raises(ProgramError, match="depends on no latent site: it is 3"):
+        EnergyModel(program)

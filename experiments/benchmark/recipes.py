@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ebm_pp import EnergyModel, FitConfig, FlowGenerator, fit, training
+from ebm_pp.checks import holding
 from ebm_pp.density import Sites
 from ebm_pp.game import Game
 from ebm_pp.generator import Generator
@@ -101,14 +102,16 @@ def with_fit(
 
         def watch(round_: int, info: dict[str, Any]) -> None:
             if look.due():
-                look(on_rows(games[0].averaged), games[0].generator)
+                with games[0].averaged() as averaged:
+                    look(on_rows(averaged), games[0].generator)
 
         held_out = None if problem.validation is None else {"x": problem.validation}
         result = fit(
             model, {"x": problem.train}, generator, config, held_out=held_out, callback=watch
         )
-    model = games[0].averaged if fixed and held_out is None else result.model
-    found = look(on_rows(model), result.generator, last=True)
+    last = games[0].mean if fixed and held_out is None else [*model.parameters()]
+    with holding([*model.parameters()], last):
+        found = look(on_rows(model), result.generator, last=True)
     return found | {"status": result.status.name.lower(), "rounds": len(result.history)}
 
 

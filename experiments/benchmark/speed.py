@@ -121,7 +121,7 @@ def steps_by_hand(game: Game, pool: Pool, density: nn.Module, k: int) -> None:
     config, x, log_q, n_data = game.config, pool.x["x"], pool.log_q, pool.n_data
     n, m, log_nu = config.batch, round(config.nu * config.batch), math.log(config.nu)
     parameters = [p for p in game.model.parameters() if p.requires_grad]
-    mean = list(game.averaged.parameters())
+    mean = game.mean
     present = [p.detach() for p in game.model.parameters()]
     share = 1 / max(config.average * config.rounds * config.energy_steps, 1.0)
     adam, schedule = game.energy.optimiser, game.energy.schedule
@@ -175,7 +175,7 @@ def prepared(program: nn.Module, data: dict[str, Tensor], n: int, nu: int, k: in
         batch=n, nu=nu, energy_steps=k, energy_lr=1e-12, warm_start_steps=0, progress=False
     )
     game = start(model, data, None, None, config)
-    pool = draw_pool(game.averaged, game.generator, data, config.pool, config.base_share)
+    pool = draw_pool(game.model, game.generator, data, config.pool, config.base_share)
     hand = ByHand(program.net, program.base_mean, program.base_scale)
     assert torch.allclose(hand(pool.x["x"]), model.log_density(pool.x), atol=1e-4)
     return game, pool, hand

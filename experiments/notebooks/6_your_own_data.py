@@ -34,7 +34,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 import ebm_pp
-from ebm_pp.cli import write_rows
+from ebm_pp.files import write_rows
 from ebm_pp.plots import plot_pairs, plot_training, plot_weights
 
 torch.set_num_threads(1)  # faster than many for networks of this size

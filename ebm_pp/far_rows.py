@@ -1,0 +1,273 @@
+"""Rows far from all others: typing errors, other units, codes for missing values.
+
+Honest tails leave gaps too, heavy ones large ones. If the distances y_1 >= y_2 >= ... from the
+centre fall as a power, the scaled logarithmic spacings m log(y_m / y_{m+1}) are independent and
+exponential with one mean (Rényi 1953), which the k spacings below tell (Hill 1975): with
+S = sum_{j = m+1}^{m+k} j log(y_j / y_{j+1}) the chance of a gap as large as that above y_{m+1} is
+
+    P = (1 + m log(y_m / y_{m+1}) / S)^(-k).
+
+For a Cauchy law this is exact up to its centre; for lighter tails the true chance is smaller, so
+that no honest tail of a power, a lognormal or a Gaussian is called an error more often than said.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+LEAST = 20  # rows: of fewer none can be told from a tail
+WINDOW = (8, 50)  # spacings that tell the tail, at least and at most
+FAR = 8.0  # robust standard deviations: nearer rows do no harm
+GAP = 3.0  # of them between a far row and the next: less is no gap
+# Chances of a gap in an honest tail: what is an error for sure, and what is worth a look.
+CERTAIN, DOUBTFUL = 1e-4, 1e-2
+FEW = 3  # rows: more that are no copies of one value can be a rare mode, unless VERY_FAR
+VERY_FAR = 50.0  # robust standard deviations
+RARE, REPEATED = 100, 3  # far are at most 1/100 of the rows, or 1/3 with one value
+NEAREST = 1e-3  # robust standard deviations: nearer the centre distances count as that
+STEEPEST = 50.0  # a tail of counts or clipped readings has spacings of 0: no index above this
+TIMES = 6  # rounds of taking far rows away and looking again: one may hide another
+PAIRED = 20  # columns: of more no two are exchanged on trial
+SHOWN = 4  # columns that are named for a row
+BULK = 10.0  # robust standard deviations, within which scales and relations are measured
+
+
+class Far(NamedTuple):
+    """Rows beyond a gap.
+
+    rows: their numbers, the farthest first.
+    distance: of the nearest of them, in robust standard deviations.
+    next: of the farthest row before the gap.
+    chance: of such a gap in an honest tail, times m^2 for m rows: many gaps were looked at.
+    repeated: whether they all have one value, and are several.
+    """
+
+    rows: Int[np.ndarray, " m"]
+    distance: float
+    next: float
+    chance: float
+    repeated: bool
+
+    @property
+    def certain(self) -> bool:
+        """Whether no honest tail, and no rare mode, explains them."""
+        one = len(self.rows) <= FEW or self.repeated or self.distance >= VERY_FAR
+        return one and self.chance <= CERTAIN
+
+
+def centre_and_scale(values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "2 c"]:
+    """Median and robust standard deviation (1.4826 times the median deviation) of every column.
+
+    Where more than half of a column is one value its deviation is 0: that of the others is taken.
+    """
+    centre = np.median(values, 0)
+    away = np.abs(values - centre)
+    scale = np.median(away, 0)
+    for j in np.flatnonzero(scale == 0):
+        others = away[away[:, j] > 0, j]
+        scale[j] = np.median(others) if len(others) else 0.0
+    return np.stack([centre, 1.4826 * scale])
+
+
+def far_rows(values: Float[np.ndarray, " n"]) -> Far | None:
+    """Rows of one column beyond a gap at either end, or at both together.
+
+    Args:
+        values: one number a row.
+
+    Returns:
+        The far rows, those of the least chance if several gaps are; None if there are none.
+    """
+    centre, scale = centre_and_scale(values[:, None])[:, 0]
+    if len(values) < LEAST or not scale > 0:
+        return None
+    away = (values - centre) / scale
+    found = None
+    for _ in range(TIMES):
+        near = np.ones(len(values), bool)
+        if found is not None:
+            near[found.rows] = False
+        more = _outermost(away, near)
+        if more is None:
+            break
+        found = more if found is None else _together(found, more)
+    return found
+
+
+def _together(one: Far, more: Far) -> Far:
+    """Far rows, and those that were found once they had been taken away."""
+    return Far(
+        np.concatenate([one.rows, more.rows]),
+        min(one.distance, more.distance),
+        more.next,
+        min(one.chance, more.chance),
+        one.repeated and more.repeated,
+    )
+
+
+def _outermost(away: Float[np.ndarray, " n"], near: Bool[np.ndarray, " n"]) -> Far | None:
+    """The gap of the least chance on one side or on both, among the rows still `near`."""
+    sides = [np.abs(away), away, -away]
+    found = [far for y in sides if (far := beyond_gap(np.where(near, y, -np.inf), 1.0))]
+    return min(found, key=lambda far: (far.chance, -far.distance), default=None)
+
+
+def beyond_gap(y: Float[np.ndarray, " n"], scale: float) -> Far | None:
+    """Rows whose distance `y` from the centre lies beyond a gap that no honest tail leaves.
+
+    Args:
+        y: distances; rows where it is not positive are on the other side, and not looked at.
+        scale: a robust standard deviation, in which distances are told.
+    """
+    order = np.argsort(-y)[: int((y > 0).sum())]
+    n = len(order)
+    k = min(max(n // 12, WINDOW[0]), WINDOW[1])
+    top = y[order]
+    copies = int((top == top[0]).sum()) if n else 0
+    most = max(FEW, n // RARE)
+    m = np.arange(1, min(max(most, copies if copies <= n // REPEATED else 0), n - k - 1) + 1)
+    m = m[(m <= most) | (m == copies)]
+    if not len(m):
+        return None
+    log = np.log(np.maximum(top, NEAREST * scale))
+    scaled = np.arange(1, n) * -np.diff(log)
+    total = np.concatenate([[0.0], np.cumsum(scaled)])
+    spacings = np.maximum(total[m + k] - total[m], k / STEEPEST)
+    chance = m**2 * np.exp(-k * np.log1p(scaled[m - 1] / spacings))
+    apart = (top[m - 1] >= FAR * scale) & (top[m - 1] - top[m] >= GAP * scale)
+    gaps = np.flatnonzero(apart & (chance <= DOUBTFUL))
+    if not len(gaps):
+        return None
+    at = gaps[-1]
+    return Far(
+        order[: m[at]],
+        top[m[at] - 1] / scale,
+        top[m[at]] / scale,
+        float(chance[at]),
+        bool(m[at] > 1 and copies >= m[at]),
+    )
+
+
+def bulk(values: Float[np.ndarray, "n c"]) -> Bool[np.ndarray, " n"]:
+    """Rows within ten robust standard deviations in every column, at least the nearest half."""
+    centre, scale = centre_and_scale(values)
+    moving = scale > 0
+    if not moving.any():
+        return np.ones(len(values), bool)
+    most = (np.abs(values - centre)[:, moving] / scale[moving]).max(1)
+    return most <= max(BULK, float(np.median(most)))
+
+
+def joint_distances(
+    values: Float[np.ndarray, "n c"],
+    independent: list[int],
+    among: Bool[np.ndarray, " n"],
+    rows: Float[np.ndarray, "m c"] | None = None,
+) -> Float[np.ndarray, " m"]:
+    """Mahalanobis distances from the mean of the rows `among`, by their covariance.
+
+    Args:
+        values: a table.
+        independent: its columns that do not determine one another.
+        among: the rows that set mean and covariance.
+        rows: whose distances; those of `values` by default.
+    """
+    used = values[:, independent]
+    mean, scale = used[among].mean(0), used[among].std(0)
+    u = (used[among] - mean) / scale
+    factor = np.linalg.cholesky(u.T @ u / len(u))
+    moved = ((used if rows is None else rows[:, independent]) - mean) / scale
+    return np.sqrt(np.square(np.linalg.solve(factor, moved.T)).sum(0))
+
+
+def responsible(
+    values: Float[np.ndarray, "n c"],
+    independent: list[int],
+    among: Bool[np.ndarray, " n"],
+    row: int,
+) -> list[int]:
+    """The columns that make most of a row's Mahalanobis distance, four fifths of its square."""
+    used = values[:, independent]
+    mean, scale = used[among].mean(0), used[among].std(0)
+    u = (used - mean) / scale
+    correlation = u[among].T @ u[among] / among.sum()
+    share = u[row] * np.linalg.solve(correlation, u[row])
+    order = np.argsort(-share)
+    most = int(np.searchsorted(np.cumsum(share[order]), 0.8 * share.sum())) + 1
+    return [independent[j] for j in order[: max(min(most, SHOWN), 2)]]
+
+
+def remedy_of(
+    values: Float[np.ndarray, "n c"],
+    names: list[str],
+    independent: list[int],
+    among: Bool[np.ndarray, " n"],
+    row: int,
+) -> str:
+    """The slip that, undone, makes a far row ordinary, in words; empty if none of them does.
+
+    Ordinary is a row within the range of all others in every column, and no farther than they are
+    in Mahalanobis distance. A decimal point is tried only where all others lie within a factor of
+    ten: elsewhere a heavy tail would be ordinary too, once it is divided often enough.
+    """
+    low, high = values[among].min(0), values[among].max(0)
+    sizes = np.sort(np.abs([low, high]), 0)
+    narrow = (low * high > 0) & (sizes[1] < 10 * sizes[0])
+    words, rows = zip(*_slips(values[row], names, narrow), strict=True)
+    moved = np.stack(rows)
+    good = ((moved >= low) & (moved <= high)).all(1)
+    if len(independent) > 1 and good.any():
+        farthest_of_others = joint_distances(values, independent, among)[among].max()
+        good &= joint_distances(values, independent, among, moved) <= farthest_of_others
+    return words[int(good.argmax())] if good.any() else ""
+
+
+def _slips(
+    row: Float[np.ndarray, " c"], names: list[str], narrow: Bool[np.ndarray, " c"]
+) -> Iterator[tuple[str, Float[np.ndarray, " c"]]]:
+    """What may have been typed wrong in a row, in words, and the row with it undone."""
+    for j in np.flatnonzero(narrow).tolist():
+        for power in (-1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6):
+            way = "divided" if power < 0 else "multiplied"
+            yield (
+                f"{names[j]} {way} by {10 ** abs(power)}",
+                _with(row, [j], row[[j]] * 10.0**power),
+            )
+    for j, name in enumerate(names):
+        yield f"the sign of {name} changed", _with(row, [j], -row[[j]])
+    for i, j in combinations(range(len(names) if len(names) <= PAIRED else 0), 2):
+        yield f"{names[i]} and {names[j]} exchanged", _with(row, [i, j], row[[j, i]])
+
+
+def _with(
+    row: Float[np.ndarray, " c"], at: list[int], values: Float[np.ndarray, " k"]
+) -> Float[np.ndarray, " c"]:
+    """A copy with other values at some places."""
+    changed = row.copy()
+    changed[at] = values
+    return changed
+
+
+@torch.no_grad()
+def farthest(z: Float[Tensor, "n d"], most: int = 20) -> Int[Tensor, " m"]:
+    """Numbers of the rows farthest from all others, the farthest first.
+
+    Args:
+        z: rows, best in unconstrained coordinates.
+        most: how many at most.
+
+    Returns:
+        Rows by their largest distance from a median, in robust standard deviations. Columns that
+        are constant do not count.
+    """
+    values = z.detach().double().cpu().numpy()
+    centre, scale = centre_and_scale(values)
+    away = np.abs(values - centre) / np.where(scale > 0, scale, math.inf)
+    order = np.argsort(-away.max(1), kind="stable")[:most]
+    return torch.as_tensor(order.copy(), device=z.device)

@@ -1,0 +1,119 @@
+"""What a fit says of its end: what `diagnose` says of the rows it was trained on, never more."""
+
+import dataclasses
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import ebm_pp
+from ebm_pp import EnergyModel, FitConfig, FlowGenerator, Status, diagnose
+from ebm_pp.best import Best
+from ebm_pp.training import ENERGY, REJECTED, SEED, _judged
+
+TINY = FitConfig(
+    rounds=2, pool=1024, batch=128, warm_start_steps=50, energy_steps=10, progress=False
+)
+GOOD = (Status.FINISHED, Status.CONVERGED)
+
+
+class Well(nn.Module):
+    """-w |x|^2 / 2 and a field, over N(0, 2^2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.h = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+
+    def forward(self):
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        pyro.factor("well", -(self.w * x.square()).sum() / 2)
+        pyro.factor("field", (self.h * x).sum())
+
+
+def data(n=1500, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {"x": torch.randn(n, 2, generator=generator) * torch.tensor([1.0, 0.4]) + 0.5}
+
+
+RUNS = {
+    "too short": TINY,
+    "long enough": dataclasses.replace(TINY, rounds=25, energy_steps=30, energy_lr=0.05),
+    "no generator steps": dataclasses.replace(
+        TINY, rounds=20, warm_start_steps=0, generator_steps=0, generator_steps_max=0
+    ),
+    "hardly trained": dataclasses.replace(TINY, energy_lr=1e-6),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_status_is_what_diagnose_says_of_the_training_rows(run):
+    rows = data()
+    fit = ebm_pp.fit(EnergyModel(Well()), rows, config=RUNS[run])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        report = diagnose(fit, rows, seed=SEED)
+    assert (fit.status in GOOD) == (run == "long enough")
+    if fit.status in GOOD:
+        assert fit.detail == ""
+    else:
+        assert fit.status is (
+            Status.UNCONVERGED if report.problems[0] in ENERGY else Status.LAGGING
+        )
+        assert fit.detail == report.verdict
+    assert repr(fit).startswith(fit.status.value)
+
+
+def test_the_printed_round_is_the_returned_one():
+    rows = data()
+    held_out = data(500, 1)
+    fit = ebm_pp.fit(
+        EnergyModel(Well()), rows, config=dataclasses.replace(TINY, rounds=6), held_out=held_out
+    )
+    fit = dataclasses.replace(fit, best_round=2)
+    assert f"Round 3 of 6: held-out {fit.history[2]['held_out']:.3f}" in repr(fit)
+    assert f"{fit.history[2]['held_out']:.3f}" in fit._repr_html_()
+
+
+def test_a_tempered_run_is_not_tempering_where_the_report_is_healthy():
+    def cold():
+        x = pyro.sample("x", dist.Normal(0.0, 10.0))
+        pyro.factor("f", -0.5 * (x / 0.1) ** 2)
+
+    model = EnergyModel(cold)
+    lost = ebm_pp.fit(model, None, None, dataclasses.replace(TINY, rounds=1))
+    assert lost.status is Status.TEMPERING
+    assert not diagnose(lost, None).ok
+    # The same record of a round beside a generator that has arrived.
+    normal = dist.Normal(0.0, 0.1).icdf(torch.linspace(5e-5, 1 - 5e-5, 10_000))
+    exact = FlowGenerator(model, {"x": normal})
+    healthy = _judged(dataclasses.replace(lost, generator=exact, status=Status.FINISHED), None)
+    assert healthy.status is not Status.TEMPERING
+    assert diagnose(healthy, None).ok
+
+
+def test_many_rejected_draws_have_a_word_in_the_status():
+    rows = data()
+    fit = ebm_pp.fit(EnergyModel(Well()), rows, config=RUNS["long enough"])
+    info = fit.history[-1]
+    for share, said in ((0.9 * REJECTED, False), (0.02, True)):
+        told = dataclasses.replace(fit, history=({**info, "rejected": share},))
+        judged = _judged(dataclasses.replace(told, best_round=info["round"]), rows)
+        assert ("no density: rejected" in judged.detail) == said
+        assert ("2.00%" in repr(judged)) == said
+
+
+def test_of_rounds_that_are_not_healthy_luck_with_log_z_does_not_decide():
+    """Two rounds; the second has a log Z too low by chance, which its upper bound gives away."""
+    game = dataclasses.make_dataclass("Game", ["soft_value", "data", "mean", "generator", "offset",
+                                               "config"])(
+        None, {}, [], None, torch.zeros(()), FitConfig())  # fmt: skip
+    sober = {"round": 0, "held_out": -10.1, "held_out_least": -10.9, "log_partition_se": 0.1}
+    lucky = {"round": 1, "held_out": -8.8, "held_out_least": -12.0, "log_partition_se": 0.1}
+    best = Best.of(game, (False, -float("inf")), {"round": -1}, -1)
+    best = best.or_better(game, sober, False).or_better(game, lucky, False)
+    assert best.info["round"] == 0
+    healthy = Best.of(game, (False, -float("inf")), {"round": -1}, -1)
+    healthy = healthy.or_better(game, sober, True).or_better(game, lucky, True)
+    assert healthy.info["round"] == 1
