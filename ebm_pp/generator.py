@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, StudentT, constraints
 
 from ebm_pp.circle import wrap
+from ebm_pp.coordinates import Coordinates
 from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
-from ebm_pp.data import is_bounded
 from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
 from ebm_pp.location import location_and_scale
@@ -127,15 +127,13 @@ class FlowGenerator(nn.Module):
             "base": base, "affine": len(moved) - splines, "splines": splines, "bins": bins,
             "hidden": hidden, "bound": bound, "log_scale": log_scale,
         }  # fmt: skip
-        self.constrain, self.unconstrain = model.constrain, model.unconstrain
-        self.as_rows, self.inside = model.as_rows, model.inside
-        self.bounded = any(map(is_bounded, model.sites.values()))
+        self.coordinates = model.coordinates
         reference = torch.empty((), dtype=model.dtype, device=model.device)
         loc, spread = _standardise(model, start, reference)
         self.register_buffer("circular", model.circular.clone())
         self.has_angles = bool(model.circular.any())
         # On the line, but with normal tails in a Student-t base too: see `base`.
-        self.register_buffer("light", ~(_is_real(model) | model.circular))
+        self.register_buffer("light", ~(model.coordinates.real() | model.circular))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
         self.layers = self._stack(moved)
@@ -172,12 +170,13 @@ class FlowGenerator(nn.Module):
         Args:
             x: Draws or rows, each value `(n, *site_shape)`.
         """
-        x = self.as_rows(x)
-        z, log_det = self.unconstrain(x)
+        here = self._coordinates()
+        x = here.as_rows(x)
+        z, log_det = here.unconstrain(x)
         u = (z - self.loc) / self.scale
         inside = u.isfinite().all(-1)
-        if self.bounded:
-            inside = inside & self.inside(x)
+        if here.bounded:
+            inside = inside & here.inside(x)
         u = torch.where(inside.unsqueeze(-1), u, 0.0)
         log_det = log_det - self.scale.log().sum()
         if self.has_angles:
@@ -206,8 +205,12 @@ class FlowGenerator(nn.Module):
         for layer in reversed([*self.layers]):
             u, log_det_layer = layer.inverse(u)
             log_det = log_det + log_det_layer
-        x, log_det_constrain = self.constrain(self.loc + self.scale * u)
+        x, log_det_constrain = self._coordinates().constrain(self.loc + self.scale * u)
         return x, log_det + log_det_constrain
+
+    def _coordinates(self) -> Coordinates:
+        """Where the flow is: a copy of it may have been moved without the model."""
+        return self.coordinates.to(self.loc.dtype, self.loc.device)
 
     def _base(self) -> Normal | StudentT:
         zero, one = torch.zeros_like(self.loc), torch.ones_like(self.loc)
@@ -290,15 +293,6 @@ def _unknown(x: Sites) -> Bool[Tensor, " n"]:
     return torch.stack(parts).any(0)
 
 
-def _is_real(model: EnergyModel) -> Bool[Tensor, " d"]:
-    """Which coordinates are those of sites whose support is the real line."""
-    real = [
-        torch.full((site.dim,), isinstance(plain(site.support), type(constraints.real)))
-        for site in model.sites.values()
-    ]
-    return torch.cat(real).to(model.device)
-
-
 def _n_codes(layers: int) -> int:
     """How many ways there are to move a coordinate in some layers but not in all."""
     return 2**layers - 2 if layers > 1 else layers + 1  # of a single one, to move it or not
@@ -368,56 +362,3 @@ def _codes(
     order = sorted(dict.fromkeys([*first, *codes]), key=lambda c: abs(c.bit_count() - middle))
     chosen = torch.tensor(order)[index % len(order)]
     return (chosen >> torch.arange(layers).unsqueeze(1)) & 1 == 1
-
-
-class Tilt(nn.Module):
-    """See `tilt`."""
-
-    def __init__(self, program: Callable[..., Any], flow: FlowGenerator) -> None:
-        super().__init__()
-        self.program = program
-        self.flow = flow.requires_grad_(False)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the program's own
-        """One draw of the program, its base measure exchanged for the flow."""
-        with _Record() as base:
-            result = self.program(*args, **kwargs)
-        x = {name: value.unsqueeze(0) for name, value in base.values.items()}
-        pyro.factor("tilt", self.flow.log_prob(x).squeeze(0) - base.log_prob)
-        return result
-
-
-class _Record(Messenger):
-    """Collects the latent sites' values and the sum of their log densities."""
-
-    def __enter__(self) -> "_Record":
-        self.values: Sites = {}
-        self.log_prob: Tensor | float = 0.0
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
-        if not msg["is_observed"]:
-            if msg["mask"] is not None or not (
-                isinstance(msg["scale"], float) and msg["scale"] == 1
-            ):
-                raise ProgramError(
-                    f"site {msg['name']!r} is scaled or masked; tilt expects plain sites.\n"
-                    "  Scale or mask the factors instead."
-                )
-            self.values[msg["name"]] = msg["value"]
-            self.log_prob = self.log_prob + msg["fn"].log_prob(msg["value"]).sum()
-
-
-def tilt(program: Callable[..., Any], flow: FlowGenerator) -> Tilt:
-    """The program whose density is p~ = q_0 exp(-E), q_0 the flow, frozen from here on.
-
-    The program's own base measure stays (it is sampled for the defensive mixture); a factor named
-    `tilt` adds log q_0 - log_base. With an energy that starts at 0, training starts from q_0 and
-    only has to learn what the flow got wrong.
-
-    Args:
-        program: a program with the flow's sites, without `scale` or `mask` on them.
-        flow: a generator of the same sites, usually warm-started by maximum likelihood. Pass a
-            copy if the same flow is to be trained on.
-    """
-    return Tilt(program, flow)

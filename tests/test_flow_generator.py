@@ -159,7 +159,7 @@ def test_far_rows_have_a_density_or_none(strength, base, dtype):
 @torch.no_grad()
 def test_rows_on_an_edge_have_no_density_and_rows_of_nan_none_that_is_known():
     flow = random_flow(model_of("recipe"))
-    x = {name: value.repeat_interleave(5, 0) for name, value in flow.constrain(
+    x = {name: value.repeat_interleave(5, 0) for name, value in flow.coordinates.constrain(
         torch.zeros(1, len(flow.loc), dtype=F64))[0].items()}  # fmt: skip
     inner = flow.log_prob(x)[0]
     x["amount"][1], x["amount"][2], x["y"][3, 0] = 0.0, math.inf, -math.inf
