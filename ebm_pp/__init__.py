@@ -12,7 +12,7 @@ from ebm_pp.dynamics import Dynamics, Opaque, Space
 from ebm_pp.energy_net import EnergyNet
 from ebm_pp.environment import from_gymnasium
 from ebm_pp.errors import CheckpointError, ConfigError, DataError, GeneratorError, ProgramError
-from ebm_pp.generator import FlowGenerator, Generator, tilt
+from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.neutra import neutra_hmc
 from ebm_pp.partition import Estimate
 from ebm_pp.policy import PolicyGenerator
@@ -31,6 +31,7 @@ from ebm_pp.trajectory_report import TrajectoryReport, shaped, trajectory_report
 from ebm_pp.uncertainty import Uncertainty, standard_errors
 
 __version__ = "0.1.0"
+from ebm_pp.tilting import tilt
 
 __all__ = [
     "Chains",

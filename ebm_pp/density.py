@@ -10,33 +10,30 @@ batch with a loop over draws (`verify.py`). Densities are those of the constrain
 the reference measure of Pyro's own bijections; `constrain` and `unconstrain` give the Jacobian.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial, reduce
 from operator import add
-from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
-from torch.distributions.transforms import Transform
 from torch.nn.parameter import is_lazy
 
 from ebm_pp.ancestral import REDRAWN, draw_base, draws_inside, warn_of_edges
-from ebm_pp.circle import TURN, from_radians, to_radians
+from ebm_pp.coordinates import Coordinates, Rows
 from ebm_pp.counts import count
-from ebm_pp.data import as_rows, check_rows, in_support, inside_of, is_bounded, lazy_rows
+from ebm_pp.data import check_rows, in_support, lazy_rows
 from ebm_pp.errors import ProgramError
 from ebm_pp.findings import look_at, warn
 from ebm_pp.program import Message, Run, Site, Sites, Visitor, by_step, networks
 from ebm_pp.rows import columns_as_html
 from ebm_pp.soft_value import SoftValue
 from ebm_pp.stored import Data
-from ebm_pp.support import bijection, describe
+from ebm_pp.support import describe
 from ebm_pp.surroundings import (
     evaluating,
     ordinary,
@@ -48,9 +45,7 @@ from ebm_pp.trace import read_sites
 from ebm_pp.trajectory import read_layout
 from ebm_pp.verify import compile_program, evaluate
 
-__all__ = ["EnergyModel", "Site", "Sites"]
-
-Rows = Mapping[str, Any]  # of arrays, tensors or lists, as users have them
+__all__ = ["EnergyModel", "Rows", "Site", "Sites"]
 
 
 class EnergyModel(nn.Module):
@@ -126,6 +121,7 @@ class EnergyModel(nn.Module):
         self.batching = self._compiled.batching
         self.soft_value: SoftValue | None = None
         self._set_sites(self._compiled.sites)
+        self.coordinates = Coordinates(self.sites, self.dtype, self.device)
 
     def _set_sites(self, sites: dict[str, Site]) -> None:
         self.sites = sites
@@ -134,10 +130,6 @@ class EnergyModel(nn.Module):
         self.layout = read_layout(sites)
         angles = [torch.full((site.dim,), site.circular) for site in sites.values()]
         self.register_buffer("circular", torch.cat(angles).to(self.device), persistent=False)
-        self._bijections = {
-            name: bijection(site.support) for name, site in sites.items() if not site.trajectory
-        }
-        self._bounded = [name for name in self._bijections if is_bounded(sites[name])]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -187,7 +179,7 @@ class EnergyModel(nn.Module):
         """
         terms = self.terms(x)
         total = self._total(terms, terms)
-        for name in self._bounded:
+        for name in self.coordinates.bounded:
             total = torch.where(terms[name] == -torch.inf, -torch.inf, total)
         return total
 
@@ -209,7 +201,7 @@ class EnergyModel(nn.Module):
         x = {name: ordinary(value) for name, value in self.as_rows(x).items()}
         with evaluating(len(next(iter(x.values())))):
             terms = evaluate(self._run, self._compiled, x)
-        for name in self._bounded:
+        for name in self.coordinates.bounded:
             inside = in_support(self.sites[name], x[name])
             terms[name] = torch.where(inside, terms[name], -torch.inf)
         if self.soft_value is not None and self.layout is not None:
@@ -257,22 +249,7 @@ class EnergyModel(nn.Module):
         Returns:
             Draws x, angles in one turn (see `Circle`), and log|dx/dz|.
         """
-        x, log_jacobian = {}, z.new_zeros(len(z))
-        parts = z.split([site.dim for site in self.sites.values()], dim=-1)
-        for site, part in zip(self.sites.values(), parts, strict=True):
-            if site.circular:
-                x[site.name] = from_radians(part, site.period).reshape(len(z), *site.shape)
-                log_jacobian = log_jacobian + site.dim * math.log(site.period / TURN)
-                continue
-            if site.trajectory:  # its coordinates are its values
-                value = part.reshape(len(z), *site.shape)
-                x[site.name] = value.round().long() if site.trajectory.space.n else value
-                continue
-            transform = self._bijections[site.name]
-            free = part.reshape(len(z), *transform.inverse_shape(torch.Size(site.shape)))
-            x[site.name] = transform(free)
-            log_jacobian = log_jacobian + _log_jacobian(transform, free, x[site.name])
-        return x, log_jacobian
+        return self.coordinates.constrain(z)
 
     def unconstrain(self, x: Rows) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
         """From draws to unconstrained coordinates.
@@ -283,28 +260,11 @@ class EnergyModel(nn.Module):
         Returns:
             Unconstrained coordinates z, angles in [-pi, pi), and log|dz/dx|.
         """
-        x = self.as_rows(x)
-        parts, log_jacobian = [], torch.zeros((), dtype=self.dtype, device=self.device)
-        for site in self.sites.values():
-            value = x[site.name]
-            if site.circular:
-                parts.append(to_radians(value, site.period).reshape(len(value), site.dim))
-                log_jacobian = log_jacobian - site.dim * math.log(site.period / TURN)
-                continue
-            if site.trajectory:
-                parts.append(value.to(self.dtype).reshape(len(value), site.dim))
-                continue
-            transform = self._bijections[site.name]
-            free = transform.inv(value)
-            parts.append(free.reshape(len(value), site.dim))
-            log_jacobian = log_jacobian - _log_jacobian(transform, free, value)
-        z = torch.cat(parts, dim=-1)
-        return z, log_jacobian.expand(len(z))
+        return self.coordinates.unconstrain(x)
 
-    @torch.no_grad()
     def inside(self, x: Rows) -> Bool[Tensor, "n"]:
         """Whether each draw is finite and strictly inside its supports."""
-        return inside_of(self.sites, self.as_rows(x))
+        return self.coordinates.inside(x)
 
     @torch.no_grad()
     def sample_base(self, n: int) -> Sites:
@@ -349,7 +309,7 @@ class EnergyModel(nn.Module):
 
     def as_rows(self, x: Rows) -> Sites:
         """Rows of any container in the model's dtype and device, not checked (`data.as_rows`)."""
-        return as_rows(x, self.sites, self.dtype, self.device)
+        return self.coordinates.as_rows(x)
 
     def check(self, x: object) -> Sites:
         """User data as rows of this model: checked, never repaired.
@@ -444,13 +404,9 @@ class EnergyModel(nn.Module):
             # The bounds of supports are tensors of the program: read them again.
             now = read_sites(partial(self._run, validate=True))
             self._set_sites({k: replace(s, support=now[k].support) for k, s in self.sites.items()})
+            self.coordinates.read(self.sites, self.dtype, self.device)
         return self
 
 
 def _key(name: str) -> str:
     return "param:" + name.replace(".", "%2E")  # a module refuses dots in parameter names
-
-
-def _log_jacobian(transform: Transform, free: Tensor, value: Tensor) -> Tensor:
-    log_jacobian = transform.log_abs_det_jacobian(free, value)
-    return log_jacobian.flatten(1).sum(1) if log_jacobian.dim() > 1 else log_jacobian

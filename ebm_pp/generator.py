@@ -13,27 +13,25 @@ and periodic splines, and their base density is uniform.
 """
 
 import math
-from collections.abc import Callable
 from itertools import chain, combinations
 from typing import Any, Protocol, runtime_checkable
 
-import pyro
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Normal, StudentT, constraints
+from torch.distributions import Normal, StudentT
 
 from ebm_pp.circle import wrap
+from ebm_pp.coordinates import Coordinates
 from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
-from ebm_pp.data import is_bounded
 from ebm_pp.density import EnergyModel, Rows, Sites
-from ebm_pp.errors import GeneratorError, ProgramError
+from ebm_pp.errors import GeneratorError
 from ebm_pp.location import location_and_scale
 from ebm_pp.moments import coordinate_names
 from ebm_pp.stored import representative
-from ebm_pp.support import plain
 from ebm_pp.surroundings import alone
+
+ROUNDED = 1e-3  # of a unit of z, or of the flow's scale: draws that rounding moved farther
 
 
 @runtime_checkable
@@ -128,15 +126,13 @@ class FlowGenerator(nn.Module):
             "base": base, "affine": len(moved) - splines, "splines": splines, "bins": bins,
             "hidden": hidden, "bound": bound, "log_scale": log_scale,
         }  # fmt: skip
-        self.constrain, self.unconstrain = model.constrain, model.unconstrain
-        self.as_rows, self.inside = model.as_rows, model.inside
-        self.bounded = any(map(is_bounded, model.sites.values()))
+        self.coordinates = model.coordinates
         reference = torch.empty((), dtype=model.dtype, device=model.device)
         loc, spread = _standardise(model, start, reference)
         self.register_buffer("circular", model.circular.clone())
         self.has_angles = bool(model.circular.any())
         # On the line, but with normal tails in a Student-t base too: see `base`.
-        self.register_buffer("light", ~(_is_real(model) | model.circular))
+        self.register_buffer("light", ~(model.coordinates.real() | model.circular))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.where(self.circular, 1.0, spread * scale))
         self.layers = self._stack(moved)
@@ -162,8 +158,28 @@ class FlowGenerator(nn.Module):
     def rsample_and_log_prob(self, n: int) -> tuple[Sites, Float[Tensor, " n"]]:
         """`n` draws, differentiable in the flow's parameters, and their log q."""
         latent, log_base = self._sample_base(n)
-        x, log_det = self._to_sites(latent)
-        return x, log_base - log_det
+        z, log_det = self._to_line(latent)
+        x, log_det_constrain = self._coordinates().constrain(z)
+        return x, self._as_rounded(x, z, log_base - log_det - log_det_constrain)
+
+    def _as_rounded(self, x: Sites, z: Tensor, log_q: Tensor) -> Tensor:
+        """Log q at the draws as they are, where rounding at an edge has moved them along z.
+
+        All of q beyond the last number inside a support falls on that number. With the density of
+        the number itself, not of the place that was drawn, a ratio p~/q there is that of two
+        functions of x: right where p and q fall alike. It has no gradient: the number is fixed.
+        """
+        here = self._coordinates()
+        if not here.bounded:
+            return log_q
+        with torch.no_grad():
+            gap = here.unconstrain(x)[0] - z
+            gap = torch.where(self.circular, 0.0, gap).abs() / self.scale.clamp(max=1.0)
+            moved = (gap > ROUNDED).any(-1)
+            if not moved.any():
+                return log_q
+            again = self.log_prob({name: value[moved] for name, value in x.items()})
+        return log_q.index_put((moved,), again)
 
     @alone()
     def log_prob(self, x: Rows) -> Float[Tensor, " n"]:
@@ -175,12 +191,13 @@ class FlowGenerator(nn.Module):
         Args:
             x: Draws or rows, each value `(n, *site_shape)`.
         """
-        x = self.as_rows(x)
-        z, log_det = self.unconstrain(x)
+        here = self._coordinates()
+        x = here.as_rows(x)
+        z, log_det = here.unconstrain(x)
         u = (z - self.loc) / self.scale
         inside = u.isfinite().all(-1)
-        if self.bounded:
-            inside = inside & self.inside(x)
+        if here.bounded:
+            inside = inside & here.inside(x)
         u = torch.where(inside.unsqueeze(-1), u, 0.0)
         log_det = log_det - self.scale.log().sum()
         if self.has_angles:
@@ -206,12 +223,21 @@ class FlowGenerator(nn.Module):
         return x, log_det + torch.where(self.circular, log_slope, 0.0).sum(-1)
 
     def _to_sites(self, latent: Tensor) -> tuple[Sites, Tensor]:
+        z, log_det = self._to_line(latent)
+        x, log_det_constrain = self._coordinates().constrain(z)
+        return x, log_det + log_det_constrain
+
+    def _to_line(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The unconstrained coordinates of latent ones, and log|dz/dlatent|."""
         u, log_det = latent, self.scale.log().sum()
         for layer in reversed([*self.layers]):
             u, log_det_layer = layer.inverse(u)
             log_det = log_det + log_det_layer
-        x, log_det_constrain = self.constrain(self.loc + self.scale * u)
-        return x, log_det + log_det_constrain
+        return self.loc + self.scale * u, log_det
+
+    def _coordinates(self) -> Coordinates:
+        """Where the flow is: a copy of it may have been moved without the model."""
+        return self.coordinates.to(self.loc.dtype, self.loc.device)
 
     def _base(self) -> Normal | StudentT:
         zero, one = torch.zeros_like(self.loc), torch.ones_like(self.loc)
@@ -294,15 +320,6 @@ def _unknown(x: Sites) -> Bool[Tensor, " n"]:
     return torch.stack(parts).any(0)
 
 
-def _is_real(model: EnergyModel) -> Bool[Tensor, " d"]:
-    """Which coordinates are those of sites whose support is the real line."""
-    real = [
-        torch.full((site.dim,), isinstance(plain(site.support), type(constraints.real)))
-        for site in model.sites.values()
-    ]
-    return torch.cat(real).to(model.device)
-
-
 def _n_codes(layers: int) -> int:
     """How many ways there are to move a coordinate in some layers but not in all."""
     return 2**layers - 2 if layers > 1 else layers + 1  # of a single one, to move it or not
@@ -349,7 +366,7 @@ def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
 
 
 def _codes(
-    layers: int, index: Int[Tensor, " d"], size: int | float | None = None
+    layers: int, index: Int[Tensor, " d"], size: int | None = None
 ) -> Bool[Tensor, "layers d"]:
     """Codes by coordinate, those with `size` ones first, with half of the layers if not given.
 
@@ -357,71 +374,18 @@ def _codes(
     before others of their size, so that either of two coordinates is moved a quarter of the times
     where the other is not (Hamming's code, at eight).
     """
-    size = layers / 2 if size is None else size
-    sizes = sorted(range(layers, -1, -1), key=lambda k: abs(k - size))
+    middle = layers / 2 if size is None else size
+    sizes = sorted(range(layers, -1, -1), key=lambda k: abs(k - middle))
     codes: dict[int, None] = {}
     for subset in chain.from_iterable(combinations(range(layers), k) for k in sizes):
         code = sum(2**layer for layer in subset)
-        codes |= dict.fromkeys((code, 2**layers - 1 - code) if 2 * size == layers else (code,))
+        codes |= dict.fromkeys((code, 2**layers - 1 - code) if 2 * middle == layers else (code,))
         if len(codes) >= len(index) + 256:  # of very many, not all
             break
     first: list[int] = []
     for code in codes:
         if all((code ^ other).bit_count() >= layers / 2 for other in first):
             first.append(code)
-    order = sorted(dict.fromkeys([*first, *codes]), key=lambda c: abs(c.bit_count() - size))
+    order = sorted(dict.fromkeys([*first, *codes]), key=lambda c: abs(c.bit_count() - middle))
     chosen = torch.tensor(order)[index % len(order)]
     return (chosen >> torch.arange(layers).unsqueeze(1)) & 1 == 1
-
-
-class Tilt(nn.Module):
-    """See `tilt`."""
-
-    def __init__(self, program: Callable[..., Any], flow: FlowGenerator) -> None:
-        super().__init__()
-        self.program = program
-        self.flow = flow.requires_grad_(False)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the program's own
-        """One draw of the program, its base measure exchanged for the flow."""
-        with _Record() as base:
-            result = self.program(*args, **kwargs)
-        x = {name: value.unsqueeze(0) for name, value in base.values.items()}
-        pyro.factor("tilt", self.flow.log_prob(x).squeeze(0) - base.log_prob)
-        return result
-
-
-class _Record(Messenger):
-    """Collects the latent sites' values and the sum of their log densities."""
-
-    def __enter__(self) -> "_Record":
-        self.values: Sites = {}
-        self.log_prob: Tensor | float = 0.0
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
-        if not msg["is_observed"]:
-            if msg["mask"] is not None or not (
-                isinstance(msg["scale"], float) and msg["scale"] == 1
-            ):
-                raise ProgramError(
-                    f"site {msg['name']!r} is scaled or masked; tilt expects plain sites.\n"
-                    "  Scale or mask the factors instead."
-                )
-            self.values[msg["name"]] = msg["value"]
-            self.log_prob = self.log_prob + msg["fn"].log_prob(msg["value"]).sum()
-
-
-def tilt(program: Callable[..., Any], flow: FlowGenerator) -> Tilt:
-    """The program whose density is p~ = q_0 exp(-E), q_0 the flow, frozen from here on.
-
-    The program's own base measure stays (it is sampled for the defensive mixture); a factor named
-    `tilt` adds log q_0 - log_base. With an energy that starts at 0, training starts from q_0 and
-    only has to learn what the flow got wrong.
-
-    Args:
-        program: a program with the flow's sites, without `scale` or `mask` on them.
-        flow: a generator of the same sites, usually warm-started by maximum likelihood. Pass a
-            copy if the same flow is to be trained on.
-    """
-    return Tilt(program, flow)
