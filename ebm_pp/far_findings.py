@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from ebm_pp.codes import Coded, coded_rows
 from ebm_pp.far_rows import (
     LEAST,
+    LESS_RARE,
+    VERY_FAR,
     Far,
     beyond_gap,
     bulk,
@@ -37,12 +39,12 @@ def find_far(
     away = np.zeros(len(numbers), bool)
     found: list[tuple[Far, str, str]] = []
     for column in columns:
-        far = _among_angles(column) if column.circular else _in_column(column)
+        far = _among_angles(column) if column.circular else _with_slips(_in_column(column), column)
         if far is not None:
             away[far.rows] = True
             found.append((far, column.site, _far_text(far, numbers, column)))
     shown = [column for column in columns if not column.implied]
-    table = table_of(columns)
+    names, table = [column.name for column in shown], table_of(columns)
     near = bulk(table) & ~away
     independent = [r.column for r in relations(table[near], EXACT) if r.left > EXACT]
     if near.sum() < 5 * len(independent) + LEAST:
@@ -54,7 +56,6 @@ def find_far(
             away[far.rows] = True
             most = [shown[j] for j in responsible(table, independent, near, int(far.rows[0]))]
             found.append((far, most[0].site, _jointly_far_text(far, numbers, most)))
-    names = [column.name for column in shown]
     findings = []
     for far, site, text in found:
         slip = remedy_of(table, names, independent, near, table[far.rows])
@@ -76,6 +77,21 @@ def _in_column(column: Column) -> Far | None:
         codes = [coded.rows for coded in coded_rows(column.given)]
         return None if any(np.isin(far.rows, rows).all() for rows in codes) else far
     return far
+
+
+def _with_slips(far: Far | None, column: Column) -> Far | None:
+    """More far rows than are rare, where one slip explains them all.
+
+    A mode of so many rows is usual: only one very far away can be a slip whatever the column.
+    """
+    more = far_rows(column.given, LESS_RARE)
+    if more is None or (far is not None and len(more.rows) <= len(far.rows)):
+        return far
+    table, among = column.given[:, None], np.ones(len(column.given), bool)
+    among[more.rows] = False
+    narrow = more.distance < VERY_FAR
+    slip = remedy_of(table, [column.name], [], among, table[more.rows], narrow=narrow)
+    return far if slip is None or not slip.telling else more
 
 
 def _among_angles(column: Column) -> Far | None:

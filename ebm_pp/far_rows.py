@@ -29,6 +29,7 @@ CERTAIN, DOUBTFUL = 1e-4, 1e-2
 FEW = 3  # rows, and 1/100: more that are no copies of one value can be a mode, unless VERY_FAR
 VERY_FAR = 50.0  # robust standard deviations
 RARE, REPEATED = 100, 3  # far are at most 1/100 of the rows, or 1/3 with one value
+LESS_RARE = 20  # 1/20 of them, where a slip explains all
 NEAREST = 1e-3  # robust standard deviations: nearer the centre distances count as that
 STEEPEST = 50.0  # a tail of counts or clipped readings has spacings of 0: no index above this
 TIMES = 6  # rounds of taking far rows away and looking again: one may hide another
@@ -75,11 +76,12 @@ def centre_and_scale(values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "2 c
     return np.stack([centre, 1.4826 * scale])
 
 
-def far_rows(values: Float[np.ndarray, " n"]) -> Far | None:
+def far_rows(values: Float[np.ndarray, " n"], rare: int = RARE) -> Far | None:
     """Rows of one column beyond a gap at either end, or at both together.
 
     Args:
         values: one number a row.
+        rare: of so many rows one can be far.
 
     Returns:
         The far rows, those of the least chance if several gaps are; None if there are none.
@@ -93,7 +95,7 @@ def far_rows(values: Float[np.ndarray, " n"]) -> Far | None:
         near = np.ones(len(values), bool)
         if found is not None:
             near[found.rows] = False
-        more = _outermost(away, near)
+        more = _outermost(away, near, rare)
         if more is None:
             break
         found = more if found is None else _together(found, more)
@@ -112,21 +114,24 @@ def _together(one: Far, more: Far) -> Far:
     )
 
 
-def _outermost(away: Float[np.ndarray, " n"], near: Bool[np.ndarray, " n"]) -> Far | None:
+def _outermost(
+    away: Float[np.ndarray, " n"], near: Bool[np.ndarray, " n"], rare: int
+) -> Far | None:
     """The gap of the least chance on one side or on both, among the rows still `near`."""
     sides = [np.abs(away), away, -away]
-    found = [far for y in sides if (far := beyond_gap(np.where(near, y, -np.inf), 1.0))]
+    found = [far for y in sides if (far := beyond_gap(np.where(near, y, -np.inf), 1.0, rare))]
     return min(found, key=lambda far: (far.chance, -far.distance), default=None)
 
 
-def beyond_gap(y: Float[np.ndarray, " n"], scale: float) -> Far | None:
+def beyond_gap(y: Float[np.ndarray, " n"], scale: float, rare: int = RARE) -> Far | None:
     """Rows whose distance `y` from the centre lies beyond a gap that no honest tail leaves.
 
     Args:
         y: distances; rows where it is not positive are on the other side, and not looked at.
         scale: a robust standard deviation, in which distances are told.
+        rare: of so many rows one can be far.
     """
-    gaps = _gaps(y, scale)
+    gaps = _gaps(y, scale, rare)
     if gaps is None:
         return None
     top, m = gaps.top, gaps.m
@@ -149,7 +154,7 @@ def wrong_sign(values: Float[np.ndarray, " n"]) -> Far | None:
     few = int((sign * values < 0).sum())
     if not 0 < few <= max(FEW, len(values) // RARE) or not scale > 0:
         return None
-    gaps = _gaps(sign * (centre - values), scale)
+    gaps = _gaps(sign * (centre - values), scale, RARE)
     if gaps is None or few > len(gaps.m) or gaps.chance[:few].min() > CERTAIN:
         return None
     return gaps.far(few - 1, scale)._replace(chance=float(gaps.chance[:few].min()))
@@ -185,14 +190,14 @@ class _Gaps(NamedTuple):
         )
 
 
-def _gaps(y: Float[np.ndarray, " n"], scale: float) -> _Gaps | None:
+def _gaps(y: Float[np.ndarray, " n"], scale: float, rare: int) -> _Gaps | None:
     """The gaps beyond which few rows lie; None of too few rows."""
     order = np.argsort(-y)[: int((y > 0).sum())]
     n = len(order)
     k = min(max(n // 12, WINDOW[0]), WINDOW[1])
     top = y[order]
     copies = int((top == top[0]).sum()) if n else 0
-    most = max(FEW, n // RARE)
+    most = max(FEW, n // rare)
     m = np.arange(1, min(max(most, copies if copies <= n // REPEATED else 0), n - k - 1) + 1)
     m = m[(m <= most) | (m == copies)]
     if not len(m):

@@ -21,6 +21,10 @@ POWERS = tuple(10.0**power for power in range(1, 7))
 UNITS = (2.54, 25.4, 30.48, 3.28084, 2.20462, 1.609344, 3.6, 1.943844, 2.236936, 1.852, 60.0,
          3600.0, 24.0, 12.0, 33.8639, 1.333224, 57.29578)  # fmt: skip
 
+# Temperatures outdoors, indoors and of bodies, and the most that they spread, by a tenth at least.
+CELSIUS, FAHRENHEIT, KELVINS = (-90.0, 60.0), (-130.0, 140.0), (183.0, 333.0)
+WIDEST = 25.0
+
 
 class Slip(NamedTuple):
     """One way in which rows may have gone wrong.
@@ -28,8 +32,8 @@ class Slip(NamedTuple):
     words: what undoes it, `height divided by 10`.
     column: the one that it changes, or one of two.
     rows: the far rows with the slip undone.
-    telling: whether that they are ordinary then says something; of so many units one always fits
-        a single row.
+    telling: whether that they are ordinary then says something; of so many units one often fits a
+        single row, or a mode.
     """
 
     words: str
@@ -57,6 +61,8 @@ def remedy_of(
     independent: list[int],
     among: Bool[np.ndarray, " n"],
     rows: Float[np.ndarray, "m c"],
+    *,
+    narrow: bool = False,
 ) -> Slip | None:
     """The slip that, undone, makes far rows ordinary; None if none of them does.
 
@@ -71,13 +77,15 @@ def remedy_of(
             looked at together.
         among: the rows that are not far.
         rows: the far rows, the farthest first.
+        narrow: whether factors are tried only where all others lie within a factor of ten.
     """
     some = values[among]
     others = Others(some.min(0), some.max(0), *centre_and_scale(some))
     limit = np.inf
     if len(independent) > 1:
         limit = joint_distances(values, independent, among)[among].max()
-    for kind in _slips(rows if len(rows) > FEW else rows[:1], names, others):
+    tried = rows if len(rows) > FEW else rows[:1]
+    for kind in _slips(tried, names, others, light=len(rows) > FEW and not narrow):
         good = []
         for slip in kind:
             inside = (slip.rows >= others.low) & (slip.rows <= others.high)
@@ -105,19 +113,20 @@ def _alike(slip: Slip, others: Others) -> bool:
 
 
 def _slips(
-    rows: Float[np.ndarray, "m c"], names: Sequence[str], others: Others
+    rows: Float[np.ndarray, "m c"], names: Sequence[str], others: Others, *, light: bool
 ) -> Iterator[Iterator[Slip]]:
     """What may have been typed wrong, a kind at a time, the likelier first.
 
-    A factor is tried where all others lie within a factor of ten, or, for several rows, where none
-    of them is far: elsewhere a heavy tail would be ordinary too, once it is divided often enough.
+    A factor is tried where all others lie within a factor of ten; if `light`, also where none of
+    them is far: elsewhere a heavy tail would be ordinary too, once it is divided often enough.
     """
     low, high, centre, scale = others
     sizes = np.sort(np.abs([low, high]), 0)
-    light = np.maximum(high - centre, centre - low) < FAR * scale
-    narrow = (low * high > 0) & (sizes[1] < NARROW * sizes[0])
+    possible = (low * high > 0) & (sizes[1] < NARROW * sizes[0])
+    if light:
+        possible |= np.maximum(high - centre, centre - low) < FAR * scale
     several = len(rows) > 1
-    factors = np.flatnonzero((narrow | (light & several)) & (scale > 0)).tolist()
+    factors = np.flatnonzero(possible & (scale > 0)).tolist()
     yield (slip for j in factors for slip in _scaled(rows, j, names[j], POWERS, telling=True))
     moving = np.flatnonzero(scale > 0).tolist()
     yield (
@@ -127,9 +136,9 @@ def _slips(
         Slip(f"{names[i]} and {names[j]} exchanged", i, _with(rows, [i, j], rows[:, [j, i]]))
         for i, j in combinations(moving if len(names) <= PAIRED else [], 2)
     )
-    yield (slip for j in factors for slip in _scaled(rows, j, names[j], UNITS, telling=several))
-    for j in np.flatnonzero(light).tolist():
-        yield _temperatures(rows, j, names[j], telling=several)
+    yield (slip for j in factors for slip in _scaled(rows, j, names[j], UNITS, telling=False))
+    for j in moving:
+        yield _temperatures(rows, j, names[j], others, telling=several)
 
 
 def _scaled(
@@ -144,17 +153,19 @@ def _scaled(
 
 
 def _temperatures(
-    rows: Float[np.ndarray, "m c"], j: int, name: str, *, telling: bool
+    rows: Float[np.ndarray, "m c"], j: int, name: str, others: Others, *, telling: bool
 ) -> Iterator[Slip]:
-    """A column of degrees Celsius, Fahrenheit or kelvins in another of them."""
+    """Degrees Celsius, Fahrenheit and kelvins for one another, where the others can be them."""
     t = rows[:, [j]]
-    for words, other in (
-        (f"{name} less 273.15", t - 273.15),
-        (f"{name} plus 273.15", t + 273.15),
-        (f"({name} - 32) / 1.8 for {name}", (t - 32) / 1.8),
-        (f"32 + 1.8 {name} for {name}", 32 + 1.8 * t),
+    for (least, most), words, other, far in (
+        (CELSIUS, f"{name} less 273.15", t - 273.15, True),
+        (KELVINS, f"{name} plus 273.15", t + 273.15, True),
+        (CELSIUS, f"({name} - 32) / 1.8 for {name}", (t - 32) / 1.8, False),
+        (FAHRENHEIT, f"32 + 1.8 {name} for {name}", 32 + 1.8 * t, False),
     ):
-        yield Slip(words, j, _with(rows, [j], other), telling)
+        wide = WIDEST / 10 <= others.scale[j] <= WIDEST
+        if least <= others.low[j] and others.high[j] <= most and wide:
+            yield Slip(words, j, _with(rows, [j], other), telling and far)
 
 
 def _with(
