@@ -109,7 +109,7 @@ def _off(slip: Slip, others: Others) -> float:
 def _alike(slip: Slip, others: Others) -> bool:
     """Whether rows lie where the others do, and are about as wide."""
     width = centre_and_scale(slip.rows[:, [slip.column]])[1, 0] / others.scale[slip.column]
-    return _off(slip, others) <= MIDDLE and SPREAD[0] <= width <= SPREAD[1]
+    return bool(_off(slip, others) <= MIDDLE and SPREAD[0] <= width <= SPREAD[1])
 
 
 def _slips(
