@@ -43,11 +43,11 @@ class Status(enum.Enum):
     """How a run ended, in a sentence."""
 
     CONVERGED = (
-        "Converged: a diagnosis on the training rows finds nothing wrong, and later rounds "
+        "Converged: a diagnosis of the round returned finds nothing wrong, and later rounds "
         "brought nothing better (in held-out log-likelihood; for a given density, in ESS)."
     )
     FINISHED = (
-        "All rounds ran, and a diagnosis on the training rows finds nothing wrong; more rounds "
+        "All rounds ran, and a diagnosis of the round returned finds nothing wrong; more rounds "
         "may still improve it."
     )
     LAGGING = (
