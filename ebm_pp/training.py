@@ -244,10 +244,11 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
             if diagnosed or due:
                 game = replace(game, captured=still_right(game.model, game.captured))
             due = diagnosed
-            with game.averaged() as averaged:
-                pool = draw_pool(
-                    averaged, game.generator, data, config.pool, config.base_share, game.outer
-                )
+            # At the parameters in training: a policy that is solved from the model answers these.
+            # Answering their average, which lags, it would drive them past their optimum.
+            pool = draw_pool(
+                game.model, game.generator, data, config.pool, config.base_share, game.outer
+            )
             projection = project(game, pool)
             info: dict[str, Any] = {"round": r, **energy_steps(game, pool, projection)}
             refit(game, pool, projection)
