@@ -290,7 +290,10 @@ def test_a_fit_tells_it_once():
     torch.manual_seed(0)
     model = EnergyModel(Regulate(world(lambda s, a: torch_dist.Laplace(s + 0.3 * a, 0.2))))
     data = {"states": torch.randn(30, 4, 2), "actions": torch.randn(30, 3, 2)}
-    config = FitConfig.trajectories(3, rounds=3, pool=60, progress=False)
+    config = FitConfig.trajectories(
+        3, rounds=2, pool=60, warm_start_steps=10, energy_steps=5, generator_steps_max=2,
+        progress=False,
+    )  # fmt: skip
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         fit(model, data, config=config)
