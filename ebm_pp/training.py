@@ -244,7 +244,8 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
             if diagnosed or due:
                 game = replace(game, captured=still_right(game.model, game.captured))
             due = diagnosed
-            # At the parameters in training: a policy may be the soft-optimal one of this model.
+            # At the parameters in training: a policy that is solved from the model answers these.
+            # Answering their average, which lags, it would drive them past their optimum.
             pool = draw_pool(
                 game.model, game.generator, data, config.pool, config.base_share, game.outer
             )
