@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ebm_pp.circle import wrap
+from ebm_pp.circle import TURN, to_radians, wrap
 from ebm_pp.program import Site, Sites
 from ebm_pp.stored import Data, Stored
 from ebm_pp.support import plain
@@ -42,13 +42,14 @@ class Finding:
 
     Attributes:
         kind: `tied_rows`, `repeated_rows`, `constant_column`, `collinear`, `far_rows`,
-            `precision` or `whole_numbers`; the key of a fatal one in `Report.problems`.
+            `coded_rows`, `precision` or `whole_numbers`; the key of a fatal one in
+            `Report.problems`.
         site: the site it is about.
         text: what was found, with names and numbers.
         advice: what to do.
         fatal: whether no density exists, or what is fitted to the rows means nothing; otherwise
             a caution.
-        rows: numbers of the far rows, the farthest first, at most 20.
+        rows: numbers of far rows, the farthest first, or of rows with a code; at most 20.
         values: these rows, a list per site.
     """
 
@@ -69,10 +70,12 @@ class Column(NamedTuple):
 
     name: as in tables, `x` or `x[0]`; of a matrix that of its unconstrained coordinate.
     site: its site.
-    given: the values; angles in [-pi, pi) about their mean direction.
+    given: the values; angles in radians, in [-pi, pi) about their mean direction.
     free: the unconstrained coordinate, or None where there is no other one.
     circular: whether it is an angle.
     implied: whether the columns before it determine it by the support: the last of a simplex.
+    turns: angles as they came, in their own unit and not wrapped; None of other columns.
+    period: what a turn of them is.
     offset: median size of the values before angles are wrapped.
     dtype: the coarser of the model's type and the one given.
     finer: whether the one given is finer than the model's.
@@ -84,6 +87,8 @@ class Column(NamedTuple):
     free: Float[np.ndarray, " n"] | None
     circular: bool
     implied: bool
+    turns: Float[np.ndarray, " n"] | None
+    period: float
     offset: float
     dtype: torch.dtype
     finer: bool
@@ -108,19 +113,22 @@ def columns_of(model: Declared, x: Sites, rows: Data) -> list[Column]:
             flat = part  # a matrix: of its entries some are 0, 1 or copies
         given, size = flat, flat.abs().median(0).values
         if site.circular:
-            direction = torch.atan2(flat.sin().mean(0), flat.cos().mean(0))
-            given = part = wrap(flat - direction)
+            angle = to_radians(flat, site.period)
+            direction = torch.atan2(angle.sin().mean(0), angle.cos().mean(0))
+            given = part = wrap(angle - direction)
+            size = size * (TURN / site.period)
         of_rows = _type_of(rows[site.name])
         finer = torch.finfo(of_rows).eps < torch.finfo(model.dtype).eps
         for j in range(flat.shape[1]):
             values = given[:, j].cpu().numpy()
             free = part[:, j].cpu().numpy() if j < site.dim else None
             name = f"{site.name}[{j}]" if flat.shape[1] > 1 else site.name
+            turns = flat[:, j].cpu().numpy() if site.circular else None
             same = free is None or np.array_equal(values, free)
             found.append(
                 Column(name, site.name, values, None if same else free, site.circular,
-                       simplex and j == site.dim, size[j].item(),
-                       model.dtype if finer else of_rows, finer)
+                       simplex and j == site.dim, turns, site.period,
+                       size[j].item(), model.dtype if finer else of_rows, finer)
             )  # fmt: skip
     return found
 
