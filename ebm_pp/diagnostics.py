@@ -121,7 +121,7 @@ def diagnose(
         fit: a fit.
         data: rows, best held out from training; of more than 100,000 so many are taken, spread
             over all of them. None for a given density: then a mode that the generator misses is
-            seen only if draws of the base measure happen on it.
+            seen only if draws of the base measure, or of its outskirts, happen on it.
         n: draws of the generator.
         groups: a label per row of data. Rows of one label go together (hours of a day, shots of a
             run); then only groups count as independent in the standard errors.

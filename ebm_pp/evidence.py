@@ -142,7 +142,7 @@ def measure(
 
     Raises:
         DataError: the data do not fit the program.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
         GeneratorError: no draw has any weight.
     """
     model = fit.model

@@ -126,7 +126,7 @@ def _imprecise(
         f"steps by {torch.finfo(column.dtype).eps * offset:.2g} there"
     ) + (f" and leaves {kept} of {distinct} different values" if kept < distinct else "")
     if column.circular:
-        advice = "Wrap the angles to [-pi, pi) in double precision"
+        advice = "Wrap the angles to one turn in double precision"
     else:
         advice = (
             f"Centre the column: subtract {np.median(column.given):.10g} in double precision, "

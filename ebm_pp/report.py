@@ -87,7 +87,7 @@ def write_report(
 
     Raises:
         DataError: the rows do not fit the program.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
         GeneratorError: no draw of the generator has any weight.
     """
     held_out = fit.model.check(held_out)

@@ -40,14 +40,18 @@ ENERGY = ("leaked_mass", "wrong_factor", "offset_gap", *HEADS)
 
 
 class Status(enum.Enum):
-    """How a run ended, in a sentence."""
+    """How a run ended, in a sentence.
+
+    The diagnosis is that of `diagnose`, by fresh draws and on the training rows if there are any;
+    of trajectories, whose draws may cost a simulator, the round's own ESS and k-hat.
+    """
 
     CONVERGED = (
-        "Converged: a diagnosis on the training rows finds nothing wrong, and later rounds "
+        "Converged: a diagnosis of the round returned finds nothing wrong, and later rounds "
         "brought nothing better (in held-out log-likelihood; for a given density, in ESS)."
     )
     FINISHED = (
-        "All rounds ran, and a diagnosis on the training rows finds nothing wrong; more rounds "
+        "All rounds ran, and a diagnosis of the round returned finds nothing wrong; more rounds "
         "may still improve it."
     )
     LAGGING = (
@@ -139,7 +143,7 @@ def fit(
 
     Args:
         model: the program; its parameters are trained in place.
-        data: rows of every site, `(n, *site_shape)`, of arrays or tensors. They stay where they
+        data: rows of every site, `(n, *site_shape)`, of any container. They stay where they
             are: of a memory-mapped file (`np.load(path, mmap_mode="r")`) only the rows in use are
             in memory. None: the density is given and only the generator learns.
         generator: any object with the three names of `Generator`; by default a `FlowGenerator`
@@ -159,8 +163,8 @@ def fit(
 
     Raises:
         ProgramError: data are given but the program has no parameters to train.
-        DataError: data or held-out rows do not fit the program, or fewer rows than a batch; or
-            no generator can follow a column.
+        DataError: data or held-out rows do not fit the program, or have no density; fewer rows
+            than a batch; or no generator can follow a column.
         GeneratorError: the generator's draws and `log_prob` disagree, or its loss can't be used.
     """
     if not isinstance(model, EnergyModel):
