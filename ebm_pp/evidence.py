@@ -68,6 +68,7 @@ class AtData:
             squared Gaussians by at most sqrt(2k) + k sqrt(2 / T) sd (Boucheron, Lugosi, Massart
             2013, Concentration Inequalities, on sub-gamma variables).
         gain: mean of log p_theta - log q over the rows: by how much the energy improves on q.
+        gain_error: its standard error, that of log Z included.
     """
 
     side: DataSide
@@ -78,6 +79,7 @@ class AtData:
     log_likelihood: float
     log_likelihood_error: float
     gain: float
+    gain_error: float
     of_trajectories: bool = False
     slack: float = 0.0
 
@@ -315,6 +317,11 @@ def _at_data(
     moment_weights = torch.zeros_like(massive.log_q) if slack else massive.log_weights
     n = len(log_weights)
     learned = fit.n_train > 0
+
+    def error(values: Tensor) -> float:
+        squared = mean_squared_error(values.double()[None], groups)
+        return math.hypot(squared.sqrt().item(), log_z.standard_error)
+
     accuracy = (at_rows > fit.offset).double().mean() + (log_weights < fit.offset).double().mean()
     return AtData(
         side=data_side(at_rows, log_weights, log_z.value),
@@ -325,11 +332,9 @@ def _at_data(
         else math.nan,
         accuracy=accuracy.item() / 2 if learned else math.nan,
         log_likelihood=log_density.double().mean().item() - log_z.value,
-        log_likelihood_error=math.hypot(
-            mean_squared_error(log_density.double()[None], groups).sqrt().item(),
-            log_z.standard_error,
-        ),
+        log_likelihood_error=error(log_density),
         gain=at_rows.double().mean().item() - log_z.value,
+        gain_error=error(at_rows),
         of_trajectories=fit.model.layout is not None,
         slack=slack,
     )

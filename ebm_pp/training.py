@@ -36,7 +36,7 @@ from ebm_pp.surroundings import as_called, trainable
 
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
 # Problems of `diagnose` that are the energy's or the rows', not the generator's.
-ENERGY = ("leaked_mass", "wrong_factor", "offset_gap", *HEADS)
+ENERGY = ("leaked_mass", "wrong_factor", "underfit_energy", "offset_gap", *HEADS)
 
 
 class Status(enum.Enum):
