@@ -299,8 +299,8 @@ def _explain(problems: tuple[str, ...], found: Evidence) -> tuple[str, str]:
         f"({shown(abs(gap.z), 1)} standard errors), while the generator is fine. Train the energy "
         "longer, or add a factor that can move this statistic.",
         "underfit_energy": f"Underfitted energy: at these rows {_gain(found.data)}, though it "
-        "only follows the energy, which has not learned what the rows show. Fit again from other "
-        "initial parameters, or give the energy more to move.",
+        "only follows the energy, which has not learned what the rows show. Train longer, or "
+        "start from other initial parameters.",
         "offset_gap": "The offset b is far from log Z: the discriminator has not converged. Train "
         "longer. Log Z itself is from the draws and is not affected.",
         "imprecise_log_partition": "Log Z is imprecise: raise n (its error falls with the root "
