@@ -220,7 +220,8 @@ def _matters(gap: Gap, data: AtData) -> bool:
 
 def _underfits(data: AtData) -> bool:
     """Whether q, which only follows the energy, describes rows better than the energy does."""
-    return not data.of_trajectories and data.gain < -max(WORSE, 3 * data.gain_error)
+    known = data.seen or data.of_trajectories
+    return not known and data.gain < -max(WORSE, 3 * data.gain_error)
 
 
 def _worst(data: AtData) -> tuple[str, Gap]:

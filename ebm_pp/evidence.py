@@ -69,6 +69,8 @@ class AtData:
             2013, Concentration Inequalities, on sub-gamma variables).
         gain: mean of log p_theta - log q over the rows: by how much the energy improves on q.
         gain_error: its standard error, that of log Z included.
+        seen: whether rows of the training are among them, or may be: such rows q can know by
+            heart, and describe better than any energy.
     """
 
     side: DataSide
@@ -80,6 +82,7 @@ class AtData:
     log_likelihood_error: float
     gain: float
     gain_error: float
+    seen: bool
     of_trajectories: bool = False
     slack: float = 0.0
 
@@ -264,6 +267,12 @@ def _mixing(model: EnergyModel, walked: Chains, z: Float[Tensor, "n d"]) -> tupl
     return float(ess.min()), float(rhat.max())
 
 
+def _seen(fit: Diagnosable, rows: Sites) -> bool:
+    """Whether rows of the training are among these: of those the farthest are known."""
+    outer = getattr(fit, "outskirts", None)
+    return outer is None or outer.among(fit.model.unconstrain(rows)[0])
+
+
 def _leak(
     fit: Diagnosable, rows: Sites | None, log_weights: Float[Tensor, " n"], log_z: float
 ) -> Leak | None:
@@ -335,6 +344,7 @@ def _at_data(
         log_likelihood_error=error(log_density),
         gain=at_rows.double().mean().item() - log_z.value,
         gain_error=error(at_rows),
+        seen=learned and _seen(fit, rows),
         of_trajectories=fit.model.layout is not None,
         slack=slack,
     )

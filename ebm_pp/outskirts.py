@@ -32,6 +32,7 @@ BULK = 4.0  # a way begins to be cut here; nearer the centre every draw has been
 FARTHEST = 8  # rows whose ways are walked
 BASE = 2000  # draws of the base measure, for its middle and spread
 END = 1e5  # spreads: where a way ends at the latest, while double precision knows its distances
+SAME = 1e-6  # of its distance: nearer to a far row is that row
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -82,6 +83,15 @@ class Outskirts(NamedTuple):
             return (wide - jacobian).to(z.dtype)
         both = torch.stack([wide, self._log_ways(u)]) - math.log(2)
         return (both.logsumexp(0) - jacobian).to(z.dtype)
+
+    def among(self, z: Float[Tensor, "n d"]) -> bool:
+        """Whether any of the farthest rows, whose ways these are, is among rows."""
+        line = ~self.circular
+        u = ((z - self.centre) / self.spread)[:, line].double()
+        if not len(self.ends) or not len(u):
+            return False
+        off = torch.cdist(u, self.ends.to(u), compute_mode="donot_use_mm_for_euclid_dist")
+        return bool((off <= SAME * self.ends.norm(dim=1)).any())
 
     def _log_ways(self, u: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
         way = self.ends - self.starts

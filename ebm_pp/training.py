@@ -7,7 +7,7 @@ with ArviZ, and takes J generator steps (game.py). The diagnosis sets J and ends
 import enum
 import html
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,7 +42,7 @@ ENERGY = ("leaked_mass", "wrong_factor", "underfit_energy", "offset_gap", *HEADS
 class Status(enum.Enum):
     """How a run ended, in a sentence.
 
-    The diagnosis is that of `diagnose`, by fresh draws and on the training rows if there are any;
+    The diagnosis is that of `diagnose`, by fresh draws, on training and held-out rows if any;
     of trajectories, whose draws may cost a simulator, the round's own ESS and k-hat.
     """
 
@@ -59,8 +59,8 @@ class Status(enum.Enum):
         "be trusted. Raise rounds or generator_steps_max."
     )
     UNCONVERGED = (
-        "The rounds ended before the energy had learned what the training rows show, or while it "
-        "has mass where nothing draws. Raise rounds, or look at the data and the program."
+        "The rounds ended before the energy had learned what the rows show, or while it has "
+        "mass where nothing draws. Raise rounds, or look at the data and the program."
     )
     TEMPERING = (
         "All rounds ran before the annealed target reached the given density: draws are of a "
@@ -215,7 +215,7 @@ def _fit(
         if result.status in (Status.NON_FINITE, Status.INTERRUPTED):
             return result
         try:
-            return _judged(result, rows)
+            return _judged(result, [some for some in (rows, some_held_out) if some is not None])
         except KeyboardInterrupt:
             return replace(result, status=Status.INTERRUPTED, detail="in the last diagnosis")
 
@@ -308,11 +308,12 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     )
 
 
-def _judged(result: Fit, data: Data | None) -> Fit:
+def _judged(result: Fit, given: Sequence[Data]) -> Fit:
     """The fit with the status that its returned parameters deserve, and what is wrong with them.
 
-    By `diagnose` on the rows of a pool and on fresh draws, which did not choose the round; of
-    trajectories, whose draws may cost a simulator, by the round's own.
+    By `diagnose` on the rows of a pool, those of the training first and then those held out, and
+    on fresh draws, which did not choose the round; of trajectories, whose draws may cost a
+    simulator, by the round's own.
     """
     if not result.returned:
         told = "No round's held-out log-likelihood or log Z was a number."
@@ -323,12 +324,13 @@ def _judged(result: Fit, data: Data | None) -> Fit:
     if result.model.layout is not None:
         status = result.status if _healthy(info) else Status.LAGGING
         return replace(result, status=status, detail=" ".join(words))
-    rows = None if data is None else at_most(data, result.config.pool)
+    some: list[Sites | None] = [at_most(rows, result.config.pool) for rows in given]
     try:
-        report = diagnose(result, rows, seed=SEED)
+        reports = (diagnose(result, rows, seed=SEED) for rows in some or [None])
+        report = next((report for report in reports if not report.ok), None)
     except (ProgramError, GeneratorError, DataError) as error:
         return replace(result, status=Status.LAGGING, detail=f"{error}")
-    if report.ok:
+    if report is None:
         return replace(result, detail=" ".join(words))
     generator = report.problems[0] not in ENERGY
     status = Status.LAGGING if generator else Status.UNCONVERGED

@@ -143,6 +143,8 @@ def test_a_generator_that_describes_rows_better_than_the_energy(share, flagged):
         assert abs(data.gain - wanted) < 4 * data.gain_error
         assert report.problems == (("underfit_energy",) if flagged else ())
         assert ("nats a row better" in report.verdict) == flagged
+    trained = exact(p, q, n_train=2000)  # on rows that are not known: these may be among them
+    assert "underfit_energy" not in diagnose(trained, rows(t, 8000, 0)).problems
 
 
 def test_the_error_of_the_gain_is_that_of_repetitions():

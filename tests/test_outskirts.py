@@ -176,6 +176,21 @@ def test_the_outskirts_of_the_training_rows_are_kept_and_saved(tmp_path):
     assert str(diagnose(fit, data, n=500)) == str(diagnose(again, data, n=500))
 
 
+@pytest.mark.parametrize("far", [0.0, 40.0, 1e7])
+def test_rows_that_the_ways_lead_to_are_known_again(far):
+    z = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    z[7] += far
+    circular = torch.tensor([False, True, False])
+    outer = outskirts(circular, z[:400], None)
+    u = ((z - outer.centre) / outer.spread)[:, ~circular]
+    farthest = u[:400].norm(dim=1).argsort(descending=True)
+    assert outer.among(z[:400])
+    assert outer.among(z[farthest[:2].sort().values])
+    assert not outer.among(z[400:])
+    assert not outer.among(z[farthest[8:]])
+    assert not outer.among(z[farthest[:8]] + 1e-3)
+
+
 def test_without_a_defensive_mixture_there_are_none():
     data = {"x": torch.randn(600, 2)}
 
