@@ -13,7 +13,7 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.findings import Finding, look_at
 from ebm_pp.labels import Labels, rows_and_labels
-from ebm_pp.leak import Leak, find_leak
+from ebm_pp.leak import MANY, Leak, find_leak
 from ebm_pp.moments import (
     Gap,
     compare_moments,
@@ -284,7 +284,8 @@ def _leak(
         outer = outskirts_of(
             fit.model, fit.model.sample_base(len(log_weights)) if rows is None else rows
         )
-    return find_leak(fit.model, fit.generator, outer, log_weights, log_z)
+    n = len(log_weights) if fit.model.batching == "loop" else max(len(log_weights), MANY)
+    return find_leak(fit.model, fit.generator, outer, log_weights, log_z, n)
 
 
 def require_density(model: EnergyModel, rows: Sites) -> dict[str, Float[Tensor, " n"]]:

@@ -27,10 +27,13 @@ from ebm_pp.findings import Finding, blamed, look_at, warn
 from ebm_pp.findings_verdict import HEADS
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
+from ebm_pp.leak import with_lumps_found
 from ebm_pp.outskirts import Outskirts
+from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
 from ebm_pp.rows import columns_as_html, shown
+from ebm_pp.sampling import log_ratio
 from ebm_pp.stored import Data, at_most, representative
 from ebm_pp.surroundings import as_called, trainable
 
@@ -273,6 +276,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info))
+                game = _looked_around(game, pool, log_density)
                 if changed_by(report, game, info, pool.x, terms):
                     # No earlier round has a density that can be compared with the present one.
                     memory, best = [], Best.of(game, (False, -math.inf), info, r)
@@ -306,6 +310,17 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
         detail,
         game.outer,
     )
+
+
+def _looked_around(game: Game, pool: Pool, log_density: Tensor) -> Game:
+    """The game with the lumps that its energy has where nothing draws."""
+    if game.outer is None:
+        return game
+    log_weights = log_ratio(log_density[pool.draws], pool.log_q_generator)
+    log_z = log_partition_from_weights(log_weights).value
+    with game.averaged() as model:
+        outer = with_lumps_found(model, game.generator, game.outer, log_weights, log_z)
+    return replace(game, outer=outer)
 
 
 def _judged(result: Fit, given: Sequence[Data]) -> Fit:
