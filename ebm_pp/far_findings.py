@@ -1,11 +1,14 @@
-"""Far rows in words: which, how far, and what slip would explain them."""
+"""Far rows and codes in words: which, how far, and what slip would explain them."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
+from ebm_pp.codes import Coded, coded_rows
 from ebm_pp.far_rows import (
     LEAST,
     Far,
@@ -13,15 +16,17 @@ from ebm_pp.far_rows import (
     bulk,
     far_rows,
     joint_distances,
-    remedy_of,
     responsible,
+    wrong_sign,
 )
 from ebm_pp.judged import Column, Finding, few, table_of
 from ebm_pp.program import Sites
+from ebm_pp.slips import Slip, remedy_of
 from ebm_pp.ties import relations
 
 MOST_NAMED = 20  # far rows on a finding
 ROWS_SHOWN = 5  # row numbers in a text
+TURNS = 2.5  # from the median to an angle that is no slip of a phase
 EXACT = 1e-6  # of a column's standard deviation: less left open by others is rounding
 
 
@@ -32,7 +37,7 @@ def find_far(
     away = np.zeros(len(numbers), bool)
     found: list[tuple[Far, str, str]] = []
     for column in columns:
-        far = None if column.circular else _in_column(column)
+        far = _among_angles(column) if column.circular else _in_column(column)
         if far is not None:
             away[far.rows] = True
             found.append((far, column.site, _far_text(far, numbers, column)))
@@ -44,44 +49,82 @@ def find_far(
         independent = []  # too few rows for a covariance
     if len(independent) > 1:
         distance = joint_distances(table, independent, near)
-        far = beyond_gap(np.where(away, -1.0, distance), float(np.median(distance)))
+        far = _jointly_far(np.where(away, -1.0, distance), len(independent))
         if far is not None:
             away[far.rows] = True
             most = [shown[j] for j in responsible(table, independent, near, int(far.rows[0]))]
             found.append((far, most[0].site, _jointly_far_text(far, numbers, most)))
+    names = [column.name for column in shown]
     findings = []
     for far, site, text in found:
-        names = [column.name for column in shown]
-        remedy = remedy_of(table, names, independent, near, int(far.rows[0]))
-        findings.append(_far_finding(far, site, text, remedy, numbers, x))
+        slip = remedy_of(table, names, independent, near, table[far.rows])
+        findings.append(_far_finding(far, site, text, slip, numbers, x))
     return findings, away
 
 
 def _in_column(column: Column) -> Far | None:
-    """Rows far from the others in the values given, or in the unconstrained coordinate."""
-    some = [far_rows(column.given)]
+    """Rows far from the others in the values given, in the unconstrained coordinate, or in sign.
+
+    None where a code for a missing value is all that is far: that is said of it in its own words.
+    """
+    some = [far_rows(column.given), wrong_sign(column.given)]
     if column.free is not None:
         some.append(far_rows(column.free))
     found = [far for far in some if far is not None]
-    return min(found, key=lambda far: (not far.certain, far.chance), default=None)
+    far = min(found, key=lambda far: (not far.certain, far.chance), default=None)
+    if far is not None and not far.certain:
+        codes = [coded.rows for coded in coded_rows(column.given)]
+        return None if any(np.isin(far.rows, rows).all() for rows in codes) else far
+    return far
+
+
+def _among_angles(column: Column) -> Far | None:
+    """Angles beyond a gap, turns away from all others: degrees, or codes; no slip of a phase."""
+    turns = _as_shown(column)
+    far = far_rows(turns)
+    least = TURNS * column.period
+    if far is None or np.abs(turns[far.rows] - np.median(turns)).min() < least:
+        return None
+    return far
+
+
+def _jointly_far(distance: Float[np.ndarray, " n"], d: int) -> Far | None:
+    """Rows beyond a gap of Mahalanobis distances, which are then told in usual ones, the median.
+
+    A slip moves a row in one direction, where a standard deviation is 1 whatever the dimension d.
+    Of clusters that the covariance does not describe it is more: as the median is to sqrt(d).
+    """
+    usual = float(np.median(distance))
+    scale = max(1.0, usual / math.sqrt(d))
+    far = beyond_gap(distance, scale)
+    if far is None:
+        return None
+    return far._replace(distance=far.distance * scale / usual, next=far.next * scale / usual)
+
+
+def _as_shown(column: Column) -> Float[np.ndarray, " n"]:
+    """The values as they came."""
+    return column.given if column.turns is None else column.turns
 
 
 def _far_text(far: Far, numbers: Int[np.ndarray, " n"], column: Column) -> str:
-    values = column.given[far.rows]
-    some = f"{_rows(numbers[far.rows])} {'has' if len(values) == 1 else 'have'}"
-    if len(values) == 1 or far.repeated:
-        what = f"{column.name} = {values[0]:.6g}"
-    else:
+    shown = _as_shown(column)
+    values = shown[far.rows]
+    what = f"{column.name} = {values[0]:.6g}"
+    if len(values) > 1 and not far.repeated:
         what = f"{column.name} from {values.min():.6g} to {values.max():.6g}"
     least = "" if len(values) == 1 else "at least "
     return (
-        f"{some} {what}, {least}{far.distance:.3g} robust standard deviations from the median "
-        f"{np.median(column.given):.4g}; the next row is {far.next:.3g} away"
+        f"{_rows(numbers[far.rows])} {'has' if len(values) == 1 else 'have'} {what}, "
+        f"{least}{far.distance:.3g} robust standard deviations from the median "
+        f"{np.median(shown):.4g}; the next row is {far.next:.3g} away"
     )
 
 
 def _jointly_far_text(far: Far, numbers: Int[np.ndarray, " n"], columns: Sequence[Column]) -> str:
-    values = ", ".join(f"{column.name} = {column.given[far.rows[0]]:.6g}" for column in columns)
+    values = ", ".join(
+        f"{column.name} = {_as_shown(column)[far.rows[0]]:.6g}" for column in columns
+    )
     first = "" if len(far.rows) == 1 else f" (row {numbers[far.rows[0]]})"
     return (
         f"{_rows(numbers[far.rows])} {'is' if len(far.rows) == 1 else 'are'} unlike all others in "
@@ -92,29 +135,51 @@ def _jointly_far_text(far: Far, numbers: Int[np.ndarray, " n"], columns: Sequenc
 
 
 def _far_finding(
-    far: Far, site: str, text: str, remedy: str, numbers: Int[np.ndarray, " n"], x: Sites
+    far: Far, site: str, text: str, slip: Slip | None, numbers: Int[np.ndarray, " n"], x: Sites
 ) -> Finding:
-    shown = torch.as_tensor(far.rows[:MOST_NAMED].copy())
     many = len(far.rows) > 1
-    if remedy:
-        remedy = f" With {remedy} {'the first' if many else 'it'} would be an ordinary row."
-    certain = far.certain or bool(remedy)
+    advice = "A heavy tail or a rare mode can do that: check " + ("them." if many else "it.")
+    certain = far.certain or (slip is not None and slip.telling)
     if certain:
         advice = (
             f"Look at {'these rows' if many else 'this row'}: a typing error, another unit, or a "
             f"code for a missing value? Correct or drop {'them' if many else 'it'}."
         )
-    else:
-        advice = "A heavy tail or a rare mode can do that: check " + ("them." if many else "it.")
-    return Finding(
-        "far_rows",
-        site,
-        f"site {site!r}: {text}",
-        advice + remedy,
-        certain,
-        tuple(numbers[far.rows[:MOST_NAMED]].tolist()),
-        {name: value[shown.to(value.device)].tolist() for name, value in x.items()},
+    if slip is not None:
+        one = f"{'the first' if many else 'it'} would be an ordinary row"
+        would = "they would be ordinary rows" if len(slip.rows) > 1 else one
+        advice += f" With {slip.words} {would}."
+    text = f"site {site!r}: {text}"
+    return Finding("far_rows", site, text, advice, certain, *_named(far.rows, numbers, x))
+
+
+def coded_finding(
+    column: Column, coded: Coded, numbers: Int[np.ndarray, " n"], x: Sites
+) -> Finding:
+    """Rows with a code for a missing value, in words; fatal where all others lie on one side."""
+    many = len(coded.rows) > 1
+    where = ", and none is beyond it" if coded.beyond else ""
+    text = (
+        f"site {column.site!r}: {_rows(numbers[coded.rows])} {'have' if many else 'has'} "
+        f"{column.name} = {coded.value:.6g}, where other values hardly repeat and are not "
+        f"whole{where}"
     )
+    advice = (
+        f"Most likely a code for a missing value: drop {'these rows' if many else 'this row'}. If "
+        "it was measured it has a probability of its own, and no density: model it apart."
+    )
+    named = _named(coded.rows, numbers, x)
+    return Finding("coded_rows", column.site, text, advice, coded.beyond, *named)
+
+
+def _named(
+    rows: Int[np.ndarray, " m"], numbers: Int[np.ndarray, " n"], x: Sites
+) -> tuple[tuple[int, ...], dict[str, list[Any]]]:
+    """Numbers and values of the first rows."""
+    at = rows[:MOST_NAMED]
+    shown = torch.as_tensor(at.copy())
+    values = {name: value[shown.to(value.device)].tolist() for name, value in x.items()}
+    return tuple(numbers[at].tolist()), values
 
 
 def _rows(numbers: Int[np.ndarray, " m"]) -> str:

@@ -12,8 +12,6 @@ that no honest tail of a power, a lognormal or a Gaussian is called an error mor
 """
 
 import math
-from collections.abc import Iterator
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +32,6 @@ RARE, REPEATED = 100, 3  # far are at most 1/100 of the rows, or 1/3 with one va
 NEAREST = 1e-3  # robust standard deviations: nearer the centre distances count as that
 STEEPEST = 50.0  # a tail of counts or clipped readings has spacings of 0: no index above this
 TIMES = 6  # rounds of taking far rows away and looking again: one may hide another
-PAIRED = 20  # columns: of more no two are exchanged on trial
 SHOWN = 4  # columns that are named for a row
 BULK = 10.0  # robust standard deviations, within which scales and relations are measured
 
@@ -129,6 +126,67 @@ def beyond_gap(y: Float[np.ndarray, " n"], scale: float) -> Far | None:
         y: distances; rows where it is not positive are on the other side, and not looked at.
         scale: a robust standard deviation, in which distances are told.
     """
+    gaps = _gaps(y, scale)
+    if gaps is None:
+        return None
+    top, m = gaps.top, gaps.m
+    apart = (top[m - 1] >= FAR * scale) & (top[m - 1] - top[m] >= GAP * scale)
+    apart &= top[m - 1] >= FARTHER * top[m]
+    found = np.flatnonzero(apart & (gaps.chance <= DOUBTFUL))
+    return gaps.far(int(found[-1]), scale) if len(found) else None
+
+
+def wrong_sign(values: Float[np.ndarray, " n"]) -> Far | None:
+    """The few rows with another sign than all others, beyond a gap that no honest tail leaves.
+
+    They need not be far: that no other row is near zero on their side is enough. So a lost sign
+    is found among positive numbers, but not where both signs are usual.
+    """
+    if len(values) < LEAST:
+        return None
+    sign = 1.0 if np.median(values) > 0 else -1.0
+    centre, scale = centre_and_scale(values[:, None])[:, 0]
+    few = int((sign * values < 0).sum())
+    if not 0 < few <= max(FEW, len(values) // RARE) or not scale > 0:
+        return None
+    gaps = _gaps(sign * (centre - values), scale)
+    if gaps is None or few > len(gaps.m) or gaps.chance[:few].min() > CERTAIN:
+        return None
+    return gaps.far(few - 1, scale)._replace(chance=float(gaps.chance[:few].min()))
+
+
+class _Gaps(NamedTuple):
+    """The gaps between the farthest rows, and the chance of each in an honest tail.
+
+    order: rows by distance, the farthest first; `top` their distances.
+    m: how many rows lie beyond a gap.
+    chance: of the gap, times m^2.
+    copies: how many rows share the largest distance.
+    n: rows that were looked at.
+    """
+
+    order: Int[np.ndarray, " p"]
+    top: Float[np.ndarray, " p"]
+    m: Int[np.ndarray, " g"]
+    chance: Float[np.ndarray, " g"]
+    copies: int
+    n: int
+
+    def far(self, at: int, scale: float) -> Far:
+        """The rows beyond the gap number `at`."""
+        m = int(self.m[at])
+        return Far(
+            self.order[:m],
+            float(self.top[m - 1] / scale),
+            float(self.top[m] / scale),
+            float(self.chance[at]),
+            m > 1 and self.copies >= m,
+            self.n,
+        )
+
+
+def _gaps(y: Float[np.ndarray, " n"], scale: float) -> _Gaps | None:
+    """The gaps beyond which few rows lie; None of too few rows."""
     order = np.argsort(-y)[: int((y > 0).sum())]
     n = len(order)
     k = min(max(n // 12, WINDOW[0]), WINDOW[1])
@@ -144,20 +202,7 @@ def beyond_gap(y: Float[np.ndarray, " n"], scale: float) -> Far | None:
     total = np.concatenate([[0.0], np.cumsum(scaled)])
     spacings = np.maximum(total[m + k] - total[m], k / STEEPEST)
     chance = m**2 * np.exp(-k * np.log1p(scaled[m - 1] / spacings))
-    apart = (top[m - 1] >= FAR * scale) & (top[m - 1] - top[m] >= GAP * scale)
-    apart &= top[m - 1] >= FARTHER * top[m]
-    gaps = np.flatnonzero(apart & (chance <= DOUBTFUL))
-    if not len(gaps):
-        return None
-    at = gaps[-1]
-    return Far(
-        order[: m[at]],
-        float(top[m[at] - 1] / scale),
-        float(top[m[at]] / scale),
-        float(chance[at]),
-        bool(m[at] > 1 and copies >= m[at]),
-        len(y),
-    )
+    return _Gaps(order, top, m, chance, copies, len(y))
 
 
 def bulk(values: Float[np.ndarray, "n c"]) -> Bool[np.ndarray, " n"]:
@@ -207,57 +252,6 @@ def responsible(
     order = np.argsort(-share)
     most = int(np.searchsorted(np.cumsum(share[order]), 0.8 * share.sum())) + 1
     return [independent[j] for j in order[: max(min(most, SHOWN), 2)]]
-
-
-def remedy_of(
-    values: Float[np.ndarray, "n c"],
-    names: list[str],
-    independent: list[int],
-    among: Bool[np.ndarray, " n"],
-    row: int,
-) -> str:
-    """The slip that, undone, makes a far row ordinary, in words; empty if none of them does.
-
-    Ordinary is a row within the range of all others in every column, and no farther than they are
-    in Mahalanobis distance. A decimal point is tried only where all others lie within a factor of
-    ten: elsewhere a heavy tail would be ordinary too, once it is divided often enough.
-    """
-    low, high = values[among].min(0), values[among].max(0)
-    sizes = np.sort(np.abs([low, high]), 0)
-    narrow = (low * high > 0) & (sizes[1] < 10 * sizes[0])
-    words, rows = zip(*_slips(values[row], names, narrow), strict=True)
-    moved = np.stack(rows)
-    good = ((moved >= low) & (moved <= high)).all(1)
-    if len(independent) > 1 and good.any():
-        farthest_of_others = joint_distances(values, independent, among)[among].max()
-        good &= joint_distances(values, independent, among, moved) <= farthest_of_others
-    return words[int(good.argmax())] if good.any() else ""
-
-
-def _slips(
-    row: Float[np.ndarray, " c"], names: list[str], narrow: Bool[np.ndarray, " c"]
-) -> Iterator[tuple[str, Float[np.ndarray, " c"]]]:
-    """What may have been typed wrong in a row, in words, and the row with it undone."""
-    for j in np.flatnonzero(narrow).tolist():
-        for power in (-1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6):
-            way = "divided" if power < 0 else "multiplied"
-            yield (
-                f"{names[j]} {way} by {10 ** abs(power)}",
-                _with(row, [j], row[[j]] * 10.0**power),
-            )
-    for j, name in enumerate(names):
-        yield f"the sign of {name} changed", _with(row, [j], -row[[j]])
-    for i, j in combinations(range(len(names) if len(names) <= PAIRED else 0), 2):
-        yield f"{names[i]} and {names[j]} exchanged", _with(row, [i, j], row[[j, i]])
-
-
-def _with(
-    row: Float[np.ndarray, " c"], at: list[int], values: Float[np.ndarray, " k"]
-) -> Float[np.ndarray, " c"]:
-    """A copy with other values at some places."""
-    changed = row.copy()
-    changed[at] = values
-    return changed
 
 
 @torch.no_grad()

@@ -19,10 +19,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ebm_pp.codes import coded_rows
 from ebm_pp.errors import DataError, GeneratorError
-from ebm_pp.far_findings import find_far
+from ebm_pp.far_findings import coded_finding, find_far
 from ebm_pp.far_rows import LEAST, bulk, centre_and_scale
 from ebm_pp.judged import SHOWN, Column, Declared, Finding, as_given, columns_of, few, table_of
+from ebm_pp.program import Sites
 from ebm_pp.stored import MOST_ROWS, Data, some_rows
 from ebm_pp.ties import Relation, Ties, agreement, relations, row_counts, same_order, ties
 
@@ -45,6 +47,7 @@ COPIES = 0.01  # share of rows that repeat another
 # Steps of the model's type within a standard deviation: with fewer than 64 a flow's own density
 # of its draws is off by .01 nats; with fewer than 840 (an offset of 10^4 spreads) rounding shows.
 STEPS, FINE = 64.0, 840.0
+CLASSES = 5  # different values that may be names of something
 EXPLAINING = ("constant_column", "precision", "far_rows")  # why a generator can fail
 
 
@@ -75,11 +78,12 @@ def look_at(
     if not moving:
         return tuple(_shortened([*map(_constant, constant)]))
     far, away = find_far(moving, called, x)
-    near = [column._replace(given=column.given[~away]) for column in moving]
+    near = [_without(column, away) for column in moving]
     found = [
         *map(_constant, constant),
         *_precision(moving),
         *far,
+        *_coded(near, called[~away], {name: value[~away] for name, value in x.items()}),
         *_collinear(moving, ~away),
         *_ties(near),
         *_repeated(moving),
@@ -192,6 +196,23 @@ def _ties(columns: Sequence[Column]) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _without(column: Column, away: Bool[np.ndarray, " n"]) -> Column:
+    """A column less its far rows."""
+    turns = None if column.turns is None else column.turns[~away]
+    return column._replace(given=column.given[~away], turns=turns)
+
+
+def _coded(
+    columns: Sequence[Column], numbers: Int[np.ndarray, " n"], x: Sites
+) -> Iterator[Finding]:
+    """Codes for missing values that are not far from the others, nor tied rows anyway."""
+    for column in columns:
+        values = column.given if column.turns is None else column.turns
+        for coded in coded_rows(values):
+            if len(coded.rows) < (ATOM if coded.beyond else NOTED) * len(values):
+                yield coded_finding(column, coded, numbers, x)
+
+
 def _tied(column: Column, found: Ties, n: int, *, fatal: bool) -> Finding:
     shown = ", ".join(
         f"{value:.6g} in {share:.1%}" for value, share in found.atoms or found.common
@@ -205,10 +226,13 @@ def _tied(column: Column, found: Ties, n: int, *, fatal: bool) -> Finding:
             "from that range at random."
         )
     else:
-        advice = (
-            "Make them continuous: add uniform jitter of the rounding's width "
-            f"({found.step:.3g}), inside the support."
-        )
+        jitter = f"uniform jitter of the rounding's width ({found.step:.3g}), inside the support."
+        advice = f"Make them continuous: add {jitter}"
+        if found.distinct <= CLASSES:
+            advice = (
+                "Classes have no density: leave the column out, or fit each class apart. If it is "
+                f"a rounded number, add {jitter}"
+            )
         if fatal:
             advice = f"So coarse, log-likelihoods mean nothing. {advice}"
     whole = ", all whole numbers" if found.whole else ""

@@ -11,6 +11,7 @@ HEADS = {  # of a verdict, by the kind of the first finding
     "tied_rows": "Tied rows",
     "repeated_rows": "Repeated rows",
     "far_rows": "Far rows",
+    "coded_rows": "Codes among the values",
     "precision": "Lost digits",
 }
 Findings = Sequence[tuple[str, Finding]]

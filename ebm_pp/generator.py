@@ -338,9 +338,10 @@ def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
 
     No two coordinates have one code, the list of layers that move them: of any two, some layer
     moves one and keeps the other. Where the spline layers have codes enough, it is one of these;
-    the affine layers then make all codes equally long if they can, so that either of the two is
-    moved where the other is not. With two layers for every bit of the index, one moves the
-    coordinates with that bit and one the rest.
+    the affine layers then make codes equally long as far as they can, so that nearly always either
+    of the two is moved where the other is not. Every coordinate is moved by one of several affine
+    layers too: a double well that none moved cost .25 nats. With two layers for every bit of the
+    index, one moves the coordinates with that bit and one the rest.
     """
     if d == 1 or affine + splines == 0:  # nothing to meet
         return [torch.ones(d, dtype=torch.bool)] * (affine + splines)
@@ -357,7 +358,7 @@ def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
     of_splines = _codes(splines, index % _n_codes(splines))
     if affine < 2:
         return [*((index + turn) % 2 == 0).expand(affine, -1), *of_splines]
-    missing = (math.ceil((affine + splines) / 2) - of_splines.sum(0)).clamp(0, affine)
+    missing = (math.ceil((affine + splines) / 2) - of_splines.sum(0)).clamp(1, affine)
     of_affine = torch.empty(affine, d, dtype=torch.bool)
     for size in missing.unique().tolist():
         some = (missing == size).nonzero()[:, 0]

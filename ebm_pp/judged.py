@@ -42,13 +42,14 @@ class Finding:
 
     Attributes:
         kind: `tied_rows`, `repeated_rows`, `constant_column`, `collinear`, `far_rows`,
-            `precision` or `whole_numbers`; the key of a fatal one in `Report.problems`.
+            `coded_rows`, `precision` or `whole_numbers`; the key of a fatal one in
+            `Report.problems`.
         site: the site it is about.
         text: what was found, with names and numbers.
         advice: what to do.
         fatal: whether no density exists, or what is fitted to the rows means nothing; otherwise
             a caution.
-        rows: numbers of the far rows, the farthest first, at most 20.
+        rows: numbers of far rows, the farthest first, or of rows with a code; at most 20.
         values: these rows, a list per site.
     """
 
@@ -73,6 +74,8 @@ class Column(NamedTuple):
     free: the unconstrained coordinate, or None where there is no other one.
     circular: whether it is an angle.
     implied: whether the columns before it determine it by the support: the last of a simplex.
+    turns: angles as they came, in their own unit and not wrapped; None of other columns.
+    period: what a turn of them is.
     offset: median size of the values before angles are wrapped.
     dtype: the coarser of the model's type and the one given.
     finer: whether the one given is finer than the model's.
@@ -84,6 +87,8 @@ class Column(NamedTuple):
     free: Float[np.ndarray, " n"] | None
     circular: bool
     implied: bool
+    turns: Float[np.ndarray, " n"] | None
+    period: float
     offset: float
     dtype: torch.dtype
     finer: bool
@@ -117,11 +122,12 @@ def columns_of(model: Declared, x: Sites, rows: Data) -> list[Column]:
             values = given[:, j].cpu().numpy()
             free = part[:, j].cpu().numpy() if j < site.dim else None
             name = f"{site.name}[{j}]" if flat.shape[1] > 1 else site.name
+            turns = flat[:, j].cpu().numpy() if site.circular else None
             same = free is None or np.array_equal(values, free)
             found.append(
                 Column(name, site.name, values, None if same else free, site.circular,
-                       simplex and j == site.dim, size[j].item(),
-                       model.dtype if finer else of_rows, finer)
+                       simplex and j == site.dim, turns, site.period,
+                       size[j].item(), model.dtype if finer else of_rows, finer)
             )  # fmt: skip
     return found
 

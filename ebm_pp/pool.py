@@ -27,7 +27,7 @@ from ebm_pp.stored import Data, at_most
 
 CHAINS = 4  # independence-MH chains laid through the pool's draws
 WATCHED = 4  # columns that ArviZ judges in a round, 5 ms each
-OUTER = 0.15  # of the base measure's draws, those from the outskirts
+OUTER = 0.08  # of the base measure's draws, those from the outskirts
 LOST = 0.5  # a run ends when more of its draws are rejected
 
 

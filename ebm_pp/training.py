@@ -7,7 +7,7 @@ with ArviZ, and takes J generator steps (game.py). The diagnosis sets J and ends
 import enum
 import html
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,22 +27,25 @@ from ebm_pp.findings import Finding, blamed, look_at, warn
 from ebm_pp.findings_verdict import HEADS
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
+from ebm_pp.leak import with_lumps_found
 from ebm_pp.outskirts import Outskirts
+from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
 from ebm_pp.rows import columns_as_html, shown
+from ebm_pp.sampling import log_ratio
 from ebm_pp.stored import Data, at_most, representative
 from ebm_pp.surroundings import as_called, trainable
 
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
 # Problems of `diagnose` that are the energy's or the rows', not the generator's.
-ENERGY = ("leaked_mass", "wrong_factor", "offset_gap", *HEADS)
+ENERGY = ("leaked_mass", "wrong_factor", "underfit_energy", "offset_gap", *HEADS)
 
 
 class Status(enum.Enum):
     """How a run ended, in a sentence.
 
-    The diagnosis is that of `diagnose`, by fresh draws and on the training rows if there are any;
+    The diagnosis is that of `diagnose`, by fresh draws, on training and held-out rows if any;
     of trajectories, whose draws may cost a simulator, the round's own ESS and k-hat.
     """
 
@@ -59,8 +62,8 @@ class Status(enum.Enum):
         "be trusted. Raise rounds or generator_steps_max."
     )
     UNCONVERGED = (
-        "The rounds ended before the energy had learned what the training rows show, or while it "
-        "has mass where nothing draws. Raise rounds, or look at the data and the program."
+        "The rounds ended before the energy had learned what the rows show, or while it has "
+        "mass where nothing draws. Raise rounds, or look at the data and the program."
     )
     TEMPERING = (
         "All rounds ran before the annealed target reached the given density: draws are of a "
@@ -215,7 +218,7 @@ def _fit(
         if result.status in (Status.NON_FINITE, Status.INTERRUPTED):
             return result
         try:
-            return _judged(result, rows)
+            return _judged(result, [some for some in (rows, some_held_out) if some is not None])
         except KeyboardInterrupt:
             return replace(result, status=Status.INTERRUPTED, detail="in the last diagnosis")
 
@@ -248,7 +251,8 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
             if diagnosed or due:
                 game = replace(game, captured=still_right(game.model, game.captured))
             due = diagnosed
-            # At the parameters in training: a policy may be the soft-optimal one of this model.
+            # At the parameters in training: a policy that is solved from the model answers these.
+            # Answering their average, which lags, it would drive them past their optimum.
             pool = draw_pool(
                 game.model, game.generator, data, config.pool, config.base_share, game.outer
             )
@@ -272,6 +276,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info))
+                game = _looked_around(game, pool, log_density)
                 if changed_by(report, game, info, pool.x, terms):
                     # No earlier round has a density that can be compared with the present one.
                     memory, best = [], Best.of(game, (False, -math.inf), info, r)
@@ -307,11 +312,23 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     )
 
 
-def _judged(result: Fit, data: Data | None) -> Fit:
+def _looked_around(game: Game, pool: Pool, log_density: Tensor) -> Game:
+    """The game with the lumps that its energy has where nothing draws."""
+    if game.outer is None:
+        return game
+    log_weights = log_ratio(log_density[pool.draws], pool.log_q_generator)
+    log_z = log_partition_from_weights(log_weights).value
+    with game.averaged() as model:
+        outer = with_lumps_found(model, game.generator, game.outer, log_weights, log_z)
+    return replace(game, outer=outer)
+
+
+def _judged(result: Fit, given: Sequence[Data]) -> Fit:
     """The fit with the status that its returned parameters deserve, and what is wrong with them.
 
-    By `diagnose` on the rows of a pool and on fresh draws, which did not choose the round; of
-    trajectories, whose draws may cost a simulator, by the round's own.
+    By `diagnose` on the rows of a pool, those of the training first and then those held out, and
+    on fresh draws, which did not choose the round; of trajectories, whose draws may cost a
+    simulator, by the round's own.
     """
     if not result.returned:
         told = "No round's held-out log-likelihood or log Z was a number."
@@ -322,12 +339,13 @@ def _judged(result: Fit, data: Data | None) -> Fit:
     if result.model.layout is not None:
         status = result.status if _healthy(info) else Status.LAGGING
         return replace(result, status=status, detail=" ".join(words))
-    rows = None if data is None else at_most(data, result.config.pool)
+    some: list[Sites | None] = [at_most(rows, result.config.pool) for rows in given]
     try:
-        report = diagnose(result, rows, seed=SEED)
+        reports = (diagnose(result, rows, seed=SEED) for rows in some or [None])
+        report = next((report for report in reports if not report.ok), None)
     except (ProgramError, GeneratorError, DataError) as error:
         return replace(result, status=Status.LAGGING, detail=f"{error}")
-    if report.ok:
+    if report is None:
         return replace(result, detail=" ".join(words))
     generator = report.problems[0] not in ENERGY
     status = Status.LAGGING if generator else Status.UNCONVERGED

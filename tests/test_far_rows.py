@@ -13,9 +13,9 @@ from ebm_pp.far_rows import (
     far_rows,
     farthest,
     joint_distances,
-    remedy_of,
     responsible,
 )
+from ebm_pp.slips import remedy_of
 
 
 def column(n=500, seed=0):
@@ -138,14 +138,16 @@ def test_responsible_columns_are_those_that_disagree():
         (lambda row: [row[0] / 100, row[1]], "height multiplied by 100"),
         (lambda row: [-row[0], row[1]], "the sign of height changed"),
         (lambda row: [row[1], row[0]], "height and weight exchanged"),
-        (lambda row: [3e8, row[1]], ""),
+        (lambda row: [3e8, row[1]], None),
     ],
 )
 def test_the_slip_is_told(change, words):
     table = np.stack([170 + 8 * column(), 70 + 7 * column(seed=1)], 1)
     table[4] = change([171.0, 72.0])
     near = np.arange(500) != 4
-    assert remedy_of(table, ["height", "weight"], [0, 1], near, 4) == words
+    slip = remedy_of(table, ["height", "weight"], [0, 1], near, table[[4]])
+    assert (slip and slip.words) == words
+    assert slip is None or slip.telling
 
 
 def test_farthest_rows_come_first():

@@ -116,6 +116,12 @@ def test_fine_rounding_is_a_caution(x, words):
     assert words in str(found)
 
 
+def test_a_few_values_may_be_classes():
+    few, more = ((uniform()[:, 0] * k).floor() for k in (5, 6))
+    assert "Classes have no density: leave the column out" in str(found_in(LINE, few)[0])
+    assert "Classes" not in str(found_in(LINE, more)[0])
+
+
 def test_jitter_cures_ties():
     jittered = STARS + uniform(seed=5)[:, 0] - 0.5
     assert found_in(LINE, jittered) == ()
