@@ -32,13 +32,14 @@ from ebm_pp.files import (
     write_rows,
 )
 from ebm_pp.findings import look_at
+from ebm_pp.fitted import Fit, Status
 from ebm_pp.names import unused
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.report import write_report
 from ebm_pp.runs import read_run, require_writable, write_diagnosis, write_run
 from ebm_pp.sampling import importance_sample, resample
-from ebm_pp.training import Fit, Status, fit
+from ebm_pp.training import fit
 
 EXAMPLES = {
     "fit": """  ebm-pp fit models.planar:Planar --data points.npz --out runs/planar

@@ -1,6 +1,6 @@
 """The pool of a round: rows of data, draws of q, of the base measure mu and of the outskirts o.
 
-The draws come from the defensive mixture log q_mix = log[(1 - alpha) q + alpha (.85 mu + .15 o)],
+The draws come from the defensive mixture log q_mix = log[(1 - alpha) q + alpha (.92 mu + .08 o)],
 an exact density: where q misses, mu still places negatives, and beyond mu the outskirts do
 (outskirts.py), so the energy can't leak mass there unseen. Each row is scored once. A draw without
 a density (beyond its support, or where log p~ or log q is no number) is rejected: it stays in the

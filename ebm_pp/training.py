@@ -4,12 +4,10 @@ A round draws a pool (pool.py), takes K energy steps on the discriminator's loss
 with ArviZ, and takes J generator steps (game.py). The diagnosis sets J and ends the run.
 """
 
-import enum
-import html
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,16 +21,15 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import REJECTED, diagnose
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.evidence import USABLE_ESS, require_density
-from ebm_pp.findings import Finding, blamed, look_at, warn
+from ebm_pp.findings import blamed, look_at, warn
 from ebm_pp.findings_verdict import HEADS
+from ebm_pp.fitted import Fit, Status, in_short
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
 from ebm_pp.leak import with_lumps_found
-from ebm_pp.outskirts import Outskirts
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
-from ebm_pp.rows import columns_as_html, shown
 from ebm_pp.sampling import log_ratio
 from ebm_pp.stored import Data, at_most, representative
 from ebm_pp.surroundings import as_called, trainable
@@ -40,97 +37,6 @@ from ebm_pp.surroundings import as_called, trainable
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
 # Problems of `diagnose` that are the energy's or the rows', not the generator's.
 ENERGY = ("leaked_mass", "wrong_factor", "underfit_energy", "offset_gap", *HEADS)
-
-
-class Status(enum.Enum):
-    """How a run ended, in a sentence.
-
-    The diagnosis is that of `diagnose`, by fresh draws, on training and held-out rows if any;
-    of trajectories, whose draws may cost a simulator, the round's own ESS and k-hat.
-    """
-
-    CONVERGED = (
-        "Converged: a diagnosis of the round returned finds nothing wrong, and later rounds "
-        "brought nothing better (in held-out log-likelihood; for a given density, in ESS)."
-    )
-    FINISHED = (
-        "All rounds ran, and a diagnosis of the round returned finds nothing wrong; more rounds "
-        "may still improve it."
-    )
-    LAGGING = (
-        "The rounds ended while the generator lags behind the energy: draws and log Z are not to "
-        "be trusted. Raise rounds or generator_steps_max."
-    )
-    UNCONVERGED = (
-        "The rounds ended before the energy had learned what the rows show, or while it has "
-        "mass where nothing draws. Raise rounds, or look at the data and the program."
-    )
-    TEMPERING = (
-        "All rounds ran before the annealed target reached the given density: draws are of a "
-        "flattened one. Raise rounds or generator_steps_max, or start wider."
-    )
-    NON_FINITE = (
-        "A number stopped being finite; the best parameters of the finite rounds were kept. Most "
-        "likely an energy that falls without bound, or a factor that takes a logarithm, root or "
-        "quotient out of its domain."
-    )
-    INTERRUPTED = "Interrupted; the best parameters so far were kept."
-
-
-@dataclass(frozen=True, repr=False)
-class Fit:
-    """A fitted model.
-
-    Attributes:
-        model: the program with its learned energy.
-        generator: q, the learned proposal.
-        history: one record a diagnosed round (see `pool.diagnose_round`).
-        status: how the run ended; `status.value` is a sentence.
-        config: what it ran with.
-        offset: b of the discriminator; a gauge, not log Z.
-        n_train: rows of training data; 0 for a given density.
-        best_round: the round whose parameters these are (-1: none was diagnosed).
-        detail: where it ended, e.g. the step whose loss was not finite, or what is wrong.
-        outskirts: where the training rows say that nothing else draws (see outskirts.py), for
-            `diagnose`; None for a given density.
-        findings: what is wrong with the training rows themselves (`findings.py`).
-    """
-
-    model: EnergyModel
-    generator: Generator
-    history: tuple[dict[str, Any], ...]
-    status: Status
-    config: FitConfig
-    offset: float
-    n_train: int = 0
-    best_round: int = -1
-    detail: str = ""
-    outskirts: Outskirts | None = None
-    findings: tuple[Finding, ...] = ()
-
-    def __repr__(self) -> str:
-        lines = [f"{self.status.value} {self.detail}".strip()]
-        for info in self.returned:
-            numbers = ", ".join(f"{name} {value}" for name, value in _postfix(info).items())
-            lines.append(f"Round {info['round'] + 1} of {self.config.rounds}: {numbers}.")
-        return "\n".join([*lines, "Next: diagnose(fit, held_out_rows)."])
-
-    @property
-    def returned(self) -> list[dict[str, Any]]:
-        """The record of the round whose parameters these are; none if none was diagnosed."""
-        return [info for info in self.history if info["round"] == self.best_round]
-
-    def _repr_html_(self) -> str:
-        """The status sentence first, then the program and the round that was returned."""
-        numbers = {"round": [f"{self.best_round + 1} of {self.config.rounds}"]} | {
-            name: [value] for info in self.returned for name, value in _postfix(info).items()
-        }
-        status = f"{self.status.value} {self.detail}".strip()
-        return (
-            f"<p><strong>{html.escape(status)}</strong></p>"
-            + self.model._repr_html_()
-            + columns_as_html(numbers, "Next: diagnose(fit, held_out_rows).")
-        )
 
 
 def fit(
@@ -210,7 +116,7 @@ def _fit(
 
         def report(info: dict[str, Any]) -> None:
             bar.update(info["round"] + 1 - bar.n)
-            bar.set_postfix(_postfix(info))
+            bar.set_postfix(in_short(info))
             callback(info["round"], info)
 
         warn(findings)
@@ -363,16 +269,6 @@ def _next_steps(steps: int, info: dict[str, Any], config: FitConfig) -> int:
     if info["ess"] < config.ess_target or not _healthy(info):
         return min(max(2 * steps, 1), config.generator_steps_max)
     return steps // 2
-
-
-def _postfix(info: dict[str, Any]) -> dict[str, str]:
-    """The numbers a person wants beside the progress bar."""
-    numbers = {"ESS/n": info["ess"], "k": info["pareto_k"], "log Z": info["log_partition"]}
-    if not math.isnan(info["held_out"]):
-        numbers = {"held-out": info["held_out"], **numbers}
-    if not math.isnan(info["offset_gap"]):
-        numbers["b - log Z"] = info["offset_gap"]
-    return {name: shown(value, 3) for name, value in numbers.items()}
 
 
 def _checked(
