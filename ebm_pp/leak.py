@@ -61,6 +61,7 @@ def find_leak(
     log_weights: Float[Tensor, " n"],
     log_partition: float,
     n: int,
+    least: float = 0.0,
 ) -> Leak:
     """Looks for mass beyond the reach of q; from the random stream as it stands.
 
@@ -71,6 +72,7 @@ def find_leak(
         log_weights: log p~ - log q of draws of q.
         log_partition: log Z as the draws of q have it.
         n: draws of a look.
+        least: a share that is not looked at again.
     """
     ceiling = log_weights.max().item() + MARGIN
     for _ in range(LOOKS):
@@ -91,7 +93,7 @@ def find_leak(
         share = 1 / (1 + math.exp(-log_mass)) if log_mass > -700 else 0.0
         error = (1 - share) * share * relative
         some = z[torch.multinomial(shares, TRIED, replacement=True)]
-        if relative < PRECISE:
+        if relative < PRECISE or share < least:
             break
         outer = outer.with_lumps(some.unique(dim=0))
     return Leak(share, error, some)
@@ -105,8 +107,8 @@ def with_lumps_found(
     log_partition: float,
 ) -> Outskirts:
     """The outskirts with the lumps of a round's energy before those of earlier rounds."""
-    leak = find_leak(model, generator, outer, log_weights, log_partition, A_ROUND)
-    if leak.share <= SMALL:
+    leak = find_leak(model, generator, outer, log_weights, log_partition, A_ROUND, SMALL)
+    if leak.share < SMALL:
         return outer
     new = leak.z[: MOST_LUMPS // 2].unique(dim=0)
     return outer.with_lumps(torch.cat([new, outer.lumps]))
