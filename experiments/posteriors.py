@@ -193,8 +193,8 @@ regression is known in closed form for each. "healthy report": `diagnose(fit, No
 wrong. A fit that is not healthy says so in its status; a borderline tail, as of eight schools
 centred, is seen in some sets of draws and not in others.
 
-"unit" is Beta(.5, .5): in single precision the last number below 1 stands for 5e-4 of the mass, and
-no density at that number tells its share; log Z is 2e-4 nats off.
+"unit" is Beta(.5, .5): in single precision the last number below 1 stands for 5e-4 of the mass,
+and no density at that number tells its share; log Z is 2e-4 nats off.
 """
 
 if __name__ == "__main__":
