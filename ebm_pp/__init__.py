@@ -12,6 +12,7 @@ from ebm_pp.dynamics import Dynamics, Opaque, Space
 from ebm_pp.energy_net import EnergyNet
 from ebm_pp.environment import from_gymnasium
 from ebm_pp.errors import CheckpointError, ConfigError, DataError, GeneratorError, ProgramError
+from ebm_pp.fitted import Fit, Status
 from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.neutra import neutra_hmc
 from ebm_pp.partition import Estimate
@@ -25,7 +26,7 @@ from ebm_pp.sampling import (
     log_prob,
     resample,
 )
-from ebm_pp.training import Fit, Status, fit
+from ebm_pp.training import fit
 from ebm_pp.trajectory import trajectory
 from ebm_pp.trajectory_report import TrajectoryReport, shaped, trajectory_report
 from ebm_pp.uncertainty import Uncertainty, standard_errors

@@ -18,11 +18,11 @@ from ebm_pp.density import EnergyModel
 from ebm_pp.errors import CheckpointError
 from ebm_pp.files import first_line, writing
 from ebm_pp.findings import Finding
+from ebm_pp.fitted import Fit, Status
 from ebm_pp.generator import FlowGenerator, Generator
 from ebm_pp.outskirts import Outskirts
 from ebm_pp.policy import NeuralPolicy, PolicyGenerator
 from ebm_pp.soft_value import SoftValue
-from ebm_pp.training import Fit, Status
 
 FORMAT = 1
 # What every file has; later versions added policy, soft_value, outskirts, findings.

@@ -32,13 +32,14 @@ from ebm_pp.files import (
     write_rows,
 )
 from ebm_pp.findings import look_at
+from ebm_pp.fitted import Fit, Status
 from ebm_pp.names import unused
 from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.report import write_report
 from ebm_pp.runs import read_run, require_writable, write_diagnosis, write_run
 from ebm_pp.sampling import importance_sample, resample
-from ebm_pp.training import Fit, Status, fit
+from ebm_pp.training import fit
 
 EXAMPLES = {
     "fit": """  ebm-pp fit models.planar:Planar --data points.npz --out runs/planar
@@ -66,23 +67,27 @@ def main(arguments: list[str] | None = None) -> int:
     mpl.use("agg")
     try:
         return commanded(options)
-    except (ProgramError, DataError, GeneratorError, CheckpointError, ConfigError) as error:
+    except (KeyboardInterrupt, Exception) as error:  # the last place: what was not foreseen too
         if options.traceback:
             traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted: nothing more was written.", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:  # the last place: whatever was not foreseen
-        if options.traceback:
-            traceback.print_exc()
-        print(
-            f"Unforeseen {first_line(error)}\n  Run again with --traceback to see where, and "
-            "report it.",
-            file=sys.stderr,
-        )
-        return 3
+        code, said = _ended(error)
+        print(said, file=sys.stderr)
+        return code
+
+
+def _ended(error: BaseException) -> tuple[int, str]:
+    """The exit code for what ended a command, and what to say."""
+    cause: BaseException | None = error
+    while cause is not None:  # Python and others may turn an interrupt into an error of theirs
+        if isinstance(cause, KeyboardInterrupt):
+            return INTERRUPTED, "Interrupted: nothing more was written."
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(
+        error, ProgramError | DataError | GeneratorError | CheckpointError | ConfigError
+    ):
+        return 2, f"{type(error).__name__}: {error}"
+    again = "Run again with --traceback to see where, and report it."
+    return 3, f"Unforeseen {first_line(error)}\n  {again}"
 
 
 def _parser() -> argparse.ArgumentParser:

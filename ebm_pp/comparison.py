@@ -60,7 +60,7 @@ def compare(
     Raises:
         DataError: fewer than two fits, the rows do not fit a program, or groups are not one
             label a row.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
 
     Examples:
         >>> compare({"energy": result, "other": other}, held_out)  # doctest: +SKIP

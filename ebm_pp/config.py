@@ -63,7 +63,8 @@ class FitConfig:
         pool: draws of the mixture a round; also the most rows of data a round scores.
         batch: rows of data an energy step, rows a generator step.
         nu: draws per datum in an energy step.
-        base_share: alpha, the share of the base measure in the mixture (0 for improper bases).
+        base_share: alpha, the share of the mixture that is not the generator's: the base measure's
+            and, with data, its outskirts' (of an improper base only these).
         energy_steps: K.
         generator_steps: J of the first round.
         generator_steps_max: J doubles up to this while the generator lags, and halves down to 0
@@ -95,6 +96,9 @@ class FitConfig:
         diagnose_every: rounds between diagnoses.
         seed: of all randomness; the global random stream is left alone.
         progress: show a progress bar.
+
+    Raises:
+        ConfigError: a field has another type, or is out of its range; the text names it.
     """
 
     objective: Objective = "auto"

@@ -127,7 +127,7 @@ def to_datatree(
 
     Raises:
         DataError: the data do not fit the program, or `uncertainty` comes without fit or data.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
         GeneratorError: no draw of the generator has any weight.
     """
     if uncertainty and (data is None or isinstance(source, Chains | Draws)):

@@ -326,7 +326,8 @@ class EnergyModel(nn.Module):
 
         Raises:
             DataError: A site is missing or unknown, a shape or dtype is wrong, rows are not
-                finite, outside the support or on its boundary, or there are no rows.
+                finite, outside the support or on its boundary, in another unit than an angle's, or
+                there are no rows.
         """
         rows = self.stored(x)
         warn(look_at(self, rows))

@@ -59,6 +59,7 @@ ENOUGH = 100  # effective draws: of fewer no tail can be told
 PRECISE = 0.05  # nats, standard error of log Z
 OFFSET = 0.1  # nats, |b - log Z| beyond sampling error
 MATERIAL = 0.05  # sd of a statistic: smaller gaps can be real but do little harm
+WORSE = 0.05  # nats a row by which q may describe rows better than the energy that it follows
 LACKING = 5  # rows: this many must be missing before their lack means anything
 BARRED = 0.5  # fraction of the rows beyond reach
 # Vehtari et al. 2021 (arXiv:1903.08008) ask for 1.01 and 100 per chain; the largest r-hat of many
@@ -81,10 +82,10 @@ class Report:
         verdict: one to three sentences: the cause, and what to do.
         problems: short keys of what is wrong, the cause first: `dropped_mode`, `narrow_proposal`,
             `heavy_tail`, `single_draw`, `undetermined_tail`, `low_ess`, `leaked_mass`,
-            `wrong_factor`, `offset_gap`, `imprecise_log_partition`, `poor_mixing`; of trajectories
-            also `other_start` (they start elsewhere than the declared law). Before them what makes
-            rows unfit for any density: `constant_column`, `collinear`, `tied_rows`,
-            `repeated_rows`, `far_rows`, `precision`.
+            `wrong_factor`, `underfit_energy`, `offset_gap`, `imprecise_log_partition`,
+            `poor_mixing`; of trajectories also `other_start` (they start elsewhere than the
+            declared law). Before them what makes rows unfit for any density: `constant_column`,
+            `collinear`, `tied_rows`, `repeated_rows`, `far_rows`, `coded_rows`, `precision`.
         where: the site, site statistic or term that the first problem is about; empty if none.
         evidence: all measurements.
     """
@@ -121,7 +122,7 @@ def diagnose(
         fit: a fit.
         data: rows, best held out from training; of more than 100,000 so many are taken, spread
             over all of them. None for a given density: then a mode that the generator misses is
-            seen only if draws of the base measure happen on it.
+            seen only if draws of the base measure, or of its outskirts, happen on it.
         n: draws of the generator.
         groups: a label per row of data. Rows of one label go together (hours of a day, shots of a
             run); then only groups count as independent in the standard errors.
@@ -158,6 +159,8 @@ def _problems(found: Evidence) -> tuple[str, ...]:
     if not problems and found.data and _matters(_worst(found.data)[1], found.data):
         elsewhere = found.law and _worst(found.data)[0].startswith("start")
         problems.append("other_start" if elsewhere else "wrong_factor")
+    if not problems and found.data and _underfits(found.data):
+        problems.append("underfit_energy")
     if found.own:  # nobody uses the weights of whole trajectories, nor their log Z
         return tuple(problems)
     gauge = None if leaks or generator else found.data
@@ -213,6 +216,12 @@ def _leaks(found: Evidence) -> bool:
 
 def _matters(gap: Gap, data: AtData) -> bool:
     return abs(gap.z) > family_threshold(len(data.gaps)) and abs(gap.size) >= MATERIAL + data.slack
+
+
+def _underfits(data: AtData) -> bool:
+    """Whether q, which only follows the energy, describes rows better than the energy does."""
+    known = data.seen or data.of_trajectories
+    return not known and data.gain < -max(WORSE, 3 * data.gain_error)
 
 
 def _worst(data: AtData) -> tuple[str, Gap]:
@@ -290,6 +299,9 @@ def _explain(problems: tuple[str, ...], found: Evidence) -> tuple[str, str]:
         f"{shown(abs(gap.size), 2)} sd {'above' if gap.z > 0 else 'below'} the model's "
         f"({shown(abs(gap.z), 1)} standard errors), while the generator is fine. Train the energy "
         "longer, or add a factor that can move this statistic.",
+        "underfit_energy": f"Underfitted energy: at these rows {_gain(found.data)}, though it "
+        "only follows the energy, which has not learned what the rows show. Train longer, or "
+        "start from other initial parameters.",
         "offset_gap": "The offset b is far from log Z: the discriminator has not converged. Train "
         "longer. Log Z itself is from the draws and is not affected.",
         "imprecise_log_partition": "Log Z is imprecise: raise n (its error falls with the root "
@@ -297,6 +309,14 @@ def _explain(problems: tuple[str, ...], found: Evidence) -> tuple[str, str]:
         "poor_mixing": "The chains mix poorly: raise n, or train the generator longer.",
     }[cause]
     return where, text
+
+
+def _gain(data: AtData | None) -> str:
+    """In words, how much better q describes the rows."""
+    if data is None:
+        return ""
+    error = shown(data.gain_error, 2)
+    return f"the generator's own density is {shown(-data.gain, 2)} +- {error} nats a row better"
 
 
 def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
@@ -368,7 +388,7 @@ def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list
             f"<= {shown(limit, 1)} SE", moments),
         Row("log-likelihood of rows", data.log_likelihood,
             f"{shown(data.log_likelihood, 4)} +- {shown(data.log_likelihood_error, 4)} "
-            f"({shown(data.gain, 4, '+')} on q)", "", ""),
+            f"({shown(data.gain, 4, '+')} on q)", "", "below q" if _underfits(data) else ""),
     ]  # fmt: skip
     if math.isnan(data.offset_gap):
         return rows

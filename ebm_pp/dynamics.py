@@ -16,6 +16,13 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ebm_pp.errors import ProgramError
+from ebm_pp.next_states import as_law, as_states, simulated, streams_kept
+from ebm_pp.surroundings import answering
+
+STEP = (
+    "Expected next states for rows, states (n, state) and actions (n, action). Most likely it "
+    "takes one row, or numbers of another type: run it alone on two rows."
+)
 
 
 @dataclass(frozen=True)
@@ -82,13 +89,14 @@ class Opaque:
     """A simulator's step: its density is unknown, and no gradient runs through it.
 
     Attributes:
-        step: (states `(n, *)`, actions `(n, *)`) -> next states, by any code.
+        step: (states `(n, *)`, actions `(n, *)`) -> next states, by any code: a tensor, an array
+            or a list of rows.
         deterministic: whether one state and action always lead to the same next state.
         copies: of a running environment, which steps only from where it stands; 0 for a function,
             which steps any number of rows from anywhere.
     """
 
-    step: Callable[[Tensor, Tensor], Tensor]
+    step: Callable[[Tensor, Tensor], Any]
     deterministic: bool = False
     copies: int = 0
 
@@ -116,7 +124,14 @@ class Dynamics:
     absorbing: bool = False
 
     def __post_init__(self) -> None:
-        """Reads the state space from the start and tries one step; ProgramError if they differ."""
+        """Reads the state space from the start and tries one step.
+
+        The streams of random numbers stay where they were.
+
+        Raises:
+            ProgramError: a part is of another type, or the step does not fit the spaces.
+        """
+        _require_parts(self)
         if self.states is None:
             shape = tuple(self.start.event_shape)
             if len(shape) != 1:
@@ -125,21 +140,16 @@ class Dynamics:
                     "  Most likely .to_event(1) is missing; integers need Dynamics.tabular."
                 )
             object.__setattr__(self, "states", Space.real(shape[0]))
-        if isinstance(self.step, Opaque):
-            object.__setattr__(self, "_deterministic", self.step.deterministic)
-            return
-        state = self.start.sample((2,))
-        action = self.actions.feasible(torch.zeros(2, *self.actions.shape).to(_float(state)))
-        moved = self.step(state, action)
-        certain = isinstance(moved, Tensor)
-        got = tuple(moved.shape if isinstance(moved, Tensor) else draw(moved).shape)
-        if got != (2, *self.space.shape):
-            raise ProgramError(
-                f"dynamics: step gave shape {got} for 2 states of shape {self.space.shape}; "
-                f"expected {(2, *self.space.shape)}.\n  Most likely the leading n is lost: step "
-                "takes and gives rows, (n, state)."
-            )
-        object.__setattr__(self, "_deterministic", certain)
+        law = None
+        if not isinstance(self.step, Opaque):
+            n = 3 if self.space.shape == (2,) else 2  # rows are no coordinates
+            with streams_kept(), torch.no_grad():
+                states = self.reset(n)
+                zeros = torch.zeros(n, *self.actions.shape).to(_float(states))
+                law = self.law(states, self.actions.feasible(zeros))
+                if isinstance(law, Distribution):
+                    self.as_states(draw(law), states)
+        object.__setattr__(self, "_tried", law)
 
     @classmethod
     def tabular(
@@ -188,7 +198,14 @@ class Dynamics:
     @property
     def deterministic(self) -> bool:
         """Whether a state and an action determine the next state."""
-        return self._deterministic  # type: ignore[attr-defined]
+        if isinstance(self.step, Opaque):
+            return self.step.deterministic
+        return isinstance(self.tried, Tensor)
+
+    @property
+    def tried(self) -> Tensor | Distribution | None:
+        """What `step` gave of a few start states; None of an `Opaque` one, which is not tried."""
+        return self._tried  # type: ignore[attr-defined]
 
     @property
     def differentiable(self) -> bool:
@@ -203,17 +220,37 @@ class Dynamics:
 
     def reset(self, n: int) -> Tensor:
         """Draws n start states."""
-        return self.start.sample((n,))
+        states = self.start.sample((n,))
+        fix = "Most likely start and states= are of two worlds: give both the same shape."
+        return as_states(states, states, self.space, "start drew", fix)
+
+    def law(self, states: Tensor, actions: Tensor) -> Tensor | Distribution:
+        """The next states or their law; not of an `Opaque` step.
+
+        Raises:
+            ProgramError: the step failed, or gave something else.
+        """
+        assert not isinstance(self.step, Opaque), "an opaque step has no law"
+        with answering("in the step of its dynamics", STEP):
+            moved = self.step(states, actions)
+        return as_law(moved, states, self.space)
 
     def advance(self, states: Tensor, actions: Tensor) -> Tensor:
-        """The next states; differentiable where the step is."""
+        """The next states; differentiable where the step is.
+
+        Raises:
+            ProgramError: the step failed, or gave something else than next states.
+        """
         if isinstance(self.step, Opaque):
-            with torch.no_grad():
-                return self.step.step(states.detach(), actions.detach()).detach()
-        moved = self.step(states, actions)
-        if isinstance(moved, Tensor):
-            return moved
-        return draw(moved)
+            with torch.no_grad(), answering("in the step of its dynamics", STEP):
+                moved = self.step.step(states.detach(), actions.detach())
+                return simulated(moved, states, self.space)
+        law = self.law(states, actions)
+        return law if isinstance(law, Tensor) else self.as_states(draw(law), states)
+
+    def as_states(self, moved: Tensor, like: Tensor) -> Tensor:
+        """Values of a law as states of the type of others."""
+        return as_states(moved, like, self.space)
 
     def blocks(self, n: int) -> list[int]:
         """In which portions at least n trajectories are simulated."""
@@ -282,6 +319,27 @@ class TrajectorySite(TorchDistribution):
     def feasible(self, unconstrained: Callable[[torch.Size], Tensor]) -> Tensor:
         """Some value of the site."""
         return self.space.feasible(unconstrained(self.event_shape))
+
+
+def _require_parts(dynamics: Dynamics) -> None:
+    """ProgramError unless every part of a world is of its type."""
+    if not isinstance(dynamics.start, Distribution):
+        raise ProgramError(
+            f"dynamics: start is a {type(dynamics.start).__name__}; expected the law of s_0, a "
+            "distribution of torch or Pyro.\n  One certain start is "
+            "pyro.distributions.Delta(state, event_dim=1)."
+        )
+    if not callable(dynamics.step) and not isinstance(dynamics.step, Opaque):
+        raise ProgramError(
+            f"dynamics: step is a {type(dynamics.step).__name__}; expected a function of states "
+            "and actions, or Opaque(function).\n  A table of probabilities is Dynamics.tabular."
+        )
+    for name, space in (("actions", dynamics.actions), ("states", dynamics.states)):
+        if not isinstance(space, Space) and not (name == "states" and space is None):
+            raise ProgramError(
+                f"dynamics: {name} is a {type(space).__name__}; expected a Space.\n  Declare "
+                "Space.real(m), Space.box(low, high) or Space.discrete(n)."
+            )
 
 
 def draw(law: Distribution) -> Tensor:

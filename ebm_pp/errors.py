@@ -5,7 +5,7 @@ All are `ValueError`s, so a caller who does not care for the difference can catc
 
 
 class ProgramError(ValueError):
-    """A Pyro program that cannot be compiled into an energy model."""
+    """A Pyro program that can't be compiled into an energy model, or fails as one."""
 
 
 class DataError(ValueError):

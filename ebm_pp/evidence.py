@@ -13,7 +13,7 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.findings import Finding, look_at
 from ebm_pp.labels import Labels, rows_and_labels
-from ebm_pp.leak import Leak, find_leak
+from ebm_pp.leak import MANY, Leak, find_leak
 from ebm_pp.moments import (
     Gap,
     compare_moments,
@@ -68,6 +68,9 @@ class AtData:
             squared Gaussians by at most sqrt(2k) + k sqrt(2 / T) sd (Boucheron, Lugosi, Massart
             2013, Concentration Inequalities, on sub-gamma variables).
         gain: mean of log p_theta - log q over the rows: by how much the energy improves on q.
+        gain_error: its standard error, that of log Z included.
+        seen: whether rows of the training are among them, or may be: such rows q can know by
+            heart, and describe better than any energy.
     """
 
     side: DataSide
@@ -78,6 +81,8 @@ class AtData:
     log_likelihood: float
     log_likelihood_error: float
     gain: float
+    gain_error: float
+    seen: bool
     of_trajectories: bool = False
     slack: float = 0.0
 
@@ -142,7 +147,7 @@ def measure(
 
     Raises:
         DataError: the data do not fit the program.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
         GeneratorError: no draw has any weight.
     """
     model = fit.model
@@ -262,6 +267,12 @@ def _mixing(model: EnergyModel, walked: Chains, z: Float[Tensor, "n d"]) -> tupl
     return float(ess.min()), float(rhat.max())
 
 
+def _seen(fit: Diagnosable, rows: Sites) -> bool:
+    """Whether rows of the training are among these: of those the farthest are known."""
+    outer = getattr(fit, "outskirts", None)
+    return outer is None or outer.among(fit.model.unconstrain(rows)[0])
+
+
 def _leak(
     fit: Diagnosable, rows: Sites | None, log_weights: Float[Tensor, " n"], log_z: float
 ) -> Leak | None:
@@ -273,7 +284,8 @@ def _leak(
         outer = outskirts_of(
             fit.model, fit.model.sample_base(len(log_weights)) if rows is None else rows
         )
-    return find_leak(fit.model, fit.generator, outer, log_weights, log_z)
+    n = len(log_weights) if fit.model.batching == "loop" else max(len(log_weights), MANY)
+    return find_leak(fit.model, fit.generator, outer, log_weights, log_z, n)
 
 
 def require_density(model: EnergyModel, rows: Sites) -> dict[str, Float[Tensor, " n"]]:
@@ -315,6 +327,11 @@ def _at_data(
     moment_weights = torch.zeros_like(massive.log_q) if slack else massive.log_weights
     n = len(log_weights)
     learned = fit.n_train > 0
+
+    def error(values: Tensor) -> float:
+        squared = mean_squared_error(values.double()[None], groups)
+        return math.hypot(squared.sqrt().item(), log_z.standard_error)
+
     accuracy = (at_rows > fit.offset).double().mean() + (log_weights < fit.offset).double().mean()
     return AtData(
         side=data_side(at_rows, log_weights, log_z.value),
@@ -325,11 +342,10 @@ def _at_data(
         else math.nan,
         accuracy=accuracy.item() / 2 if learned else math.nan,
         log_likelihood=log_density.double().mean().item() - log_z.value,
-        log_likelihood_error=math.hypot(
-            mean_squared_error(log_density.double()[None], groups).sqrt().item(),
-            log_z.standard_error,
-        ),
+        log_likelihood_error=error(log_density),
         gain=at_rows.double().mean().item() - log_z.value,
+        gain_error=error(at_rows),
+        seen=learned and _seen(fit, rows),
         of_trajectories=fit.model.layout is not None,
         slack=slack,
     )

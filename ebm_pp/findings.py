@@ -47,6 +47,7 @@ COPIES = 0.01  # share of rows that repeat another
 # Steps of the model's type within a standard deviation: with fewer than 64 a flow's own density
 # of its draws is off by .01 nats; with fewer than 840 (an offset of 10^4 spreads) rounding shows.
 STEPS, FINE = 64.0, 840.0
+CLASSES = 5  # different values that may be names of something
 EXPLAINING = ("constant_column", "precision", "far_rows")  # why a generator can fail
 
 
@@ -126,7 +127,7 @@ def _imprecise(
         f"steps by {torch.finfo(column.dtype).eps * offset:.2g} there"
     ) + (f" and leaves {kept} of {distinct} different values" if kept < distinct else "")
     if column.circular:
-        advice = "Wrap the angles to [-pi, pi) in double precision"
+        advice = "Wrap the angles to one turn in double precision"
     else:
         advice = (
             f"Centre the column: subtract {np.median(column.given):.10g} in double precision, "
@@ -225,10 +226,13 @@ def _tied(column: Column, found: Ties, n: int, *, fatal: bool) -> Finding:
             "from that range at random."
         )
     else:
-        advice = (
-            "Make them continuous: add uniform jitter of the rounding's width "
-            f"({found.step:.3g}), inside the support."
-        )
+        jitter = f"uniform jitter of the rounding's width ({found.step:.3g}), inside the support."
+        advice = f"Make them continuous: add {jitter}"
+        if found.distinct <= CLASSES:
+            advice = (
+                "Classes have no density: leave the column out, or fit each class apart. If it is "
+                f"a rounded number, add {jitter}"
+            )
         if fatal:
             advice = f"So coarse, log-likelihoods mean nothing. {advice}"
     whole = ", all whole numbers" if found.whole else ""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ebm_pp import losses
@@ -23,9 +22,11 @@ from ebm_pp.config import PER_STEP, FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import GeneratorError
 from ebm_pp.generator import FlowGenerator, Generator
+from ebm_pp.generator_checks import check_generator
 from ebm_pp.given import Annealed, annealed, default_flow, step_losses
 from ebm_pp.outskirts import Outskirts, outskirts_of
 from ebm_pp.partition import bridge
+from ebm_pp.players import Player, player_by_adam, with_decay
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.policy_steps import (
     OBJECTIVES,
@@ -39,7 +40,6 @@ from ebm_pp.pool import LOST, Pool, n_rows, pick
 from ebm_pp.sampling import log_ratio, with_stand_ins
 from ebm_pp.soft_value import Projection, SoftValue
 from ebm_pp.stored import Data, representative
-from ebm_pp.support import describe
 
 # Adam's second memory for costs of trajectories: their first gradients, at a policy that does not
 # know the cost yet, are a hundred times the later ones and would slow these for 1,000 steps.
@@ -49,32 +49,6 @@ BETA2 = 0.98
 # 8,192 rows on it falls no further: a round's pool is no larger.
 PRIOR, ROWS = 1.64, 8192
 OFFSET_DAMPING = 0.3  # of a Newton step on one minibatch: averages over its neighbours
-
-
-@dataclass(frozen=True)
-class Player:
-    """One side of the game: parameters with their optimiser and schedule."""
-
-    name: str
-    parameters: list[Tensor]
-    optimiser: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    clip: float
-
-    def step(self, loss: Float[Tensor, ""]) -> float:
-        """One descent step; FloatingPointError, parameters untouched, if it is not finite."""
-        value = loss.item()
-        self.optimiser.zero_grad()
-        loss.backward(inputs=self.parameters)  # the other player's are not its business
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip).item()
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            step = self.schedule.last_epoch
-            raise FloatingPointError(
-                f"the {self.name}'s loss was {value}, its gradient's norm {norm}, at step {step}"
-            )
-        self.optimiser.step()
-        self.schedule.step()
-        return value
 
 
 @dataclass(frozen=True)
@@ -281,19 +255,19 @@ def start(
     """The players, the generator warm-started on the data by maximum likelihood."""
     generator = generator or _default_generator(model, data, config)
     config = resolve(config, model, generator)
-    _check_generator(model, generator, config, data is not None)
+    check_generator(model, generator, config, data is not None)
     offset = torch.zeros((), dtype=model.dtype, device=model.device)
     energy, decay = None, config.energy_decay or 0.0
     if data is not None:
         if config.energy_decay is None:
             decay = PRIOR * (model.dim - 1) / min(n_rows(data), ROWS)
-        groups = _with_decay(model, decay)
+        groups = with_decay(model, decay)
         if config.offset == "gradient":
             offset.requires_grad_(True)
             groups.append({"params": [offset], "lr": config.offset_lr})
         steps = config.rounds * config.energy_steps
         beta2 = 0.999 if model.layout is None else BETA2
-        energy = _player("energy", groups, config.energy_lr, steps, config.clip, beta2)
+        energy = player_by_adam("energy", groups, config.energy_lr, steps, config.clip, beta2)
     proposal, trained = None, []
     if isinstance(generator, nn.Module):
         trained = [p for p in generator.parameters() if p.requires_grad]
@@ -301,8 +275,8 @@ def start(
         steps = config.rounds * config.generator_steps_max
         groups = [{"params": trained}]
         if data is not None and isinstance(generator, FlowGenerator):
-            groups = _with_decay(generator, decay)
-        proposal = _player("generator", groups, config.generator_lr, steps, config.clip)
+            groups = with_decay(generator, decay)
+        proposal = player_by_adam("generator", groups, config.generator_lr, steps, config.clip)
     model.soft_value = None
     captured = NOT_CAPTURED
     if data is not None:
@@ -332,37 +306,12 @@ def _outskirts(model: EnergyModel, data: Data | None, config: FitConfig) -> Outs
     return outskirts_of(model, representative(data))
 
 
-def _with_decay(module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """The trained parameters in groups for Adam; weight_decay adds decay * W to a gradient."""
-    layers = (nn.Linear, nn.modules.conv._ConvNd)
-    matrices = {id(m.weight) for m in module.modules() if isinstance(m, layers)}
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if id(p) in matrices]
-    others = [p for p in parameters if id(p) not in matrices]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": decay}, {"params": others}]
-    return [group for group in groups if group["params"]]
-
-
 def _default_generator(model: EnergyModel, data: Data | None, config: FitConfig) -> Generator:
     if model.layout is not None:
         return PolicyGenerator(model, None if data is None else pick(data, slice(None)))
     if data is not None:
         return FlowGenerator(model, data)
     return default_flow(model, config.pool)
-
-
-def _player(
-    name: str,
-    groups: list[dict[str, Any]],
-    lr: float,
-    steps: int,
-    clip: float,
-    beta2: float = 0.999,
-) -> Player:
-    optimiser = torch.optim.Adam(groups, lr=lr, betas=(0.9, beta2), fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
-    parameters = [p for group in groups for p in group["params"]]
-    return Player(name, parameters, optimiser, schedule, clip)
 
 
 def _warm_start(
@@ -387,8 +336,8 @@ def _warm_start(
         held_out = pick(data, torch.arange(0, n, 10 * math.ceil(n / 10_000)))
     groups = [{"params": trained}]
     if isinstance(generator, FlowGenerator):
-        groups = _with_decay(generator, decay)
-    player = _player("warm start", groups, config.warm_start_lr, steps, config.clip)
+        groups = with_decay(generator, decay)
+    warming = player_by_adam("warm start", groups, config.warm_start_lr, steps, config.clip)
     best, best_state, whole = -math.inf, None, True
     last = [p.detach().clone() for p in trained]  # of the last whole step
     try:
@@ -397,7 +346,7 @@ def _warm_start(
             if aside:
                 at = torch.where(at % 10 == 0, (at + 1) % n, at)
             log_q = generator.log_prob(pick(data, at))
-            player.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
+            warming.step(losses.weighted_forward_kl(log_q, torch.zeros_like(log_q)))
             put(last, trained)
             if held_out is not None and (step + 1) % max(steps // 10, 1) == 0:
                 with torch.no_grad():
@@ -415,57 +364,3 @@ def _warm_start(
     if best_state is not None:
         generator.load_state_dict(best_state)
     return whole
-
-
-@torch.no_grad()
-def _check_generator(
-    model: EnergyModel, generator: Generator, config: FitConfig, has_data: bool
-) -> None:
-    """The three names exist, agree with each other, and suffice for the chosen loss."""
-    if not isinstance(generator, Generator):
-        raise GeneratorError(
-            f"{type(generator).__name__} is no generator; expected the names has_rsample, "
-            "rsample_and_log_prob and log_prob.\n  Wrap it in an object that has them."
-        )
-    if not generator.has_rsample and config.generator_loss in ("reverse_kl", "jensen"):
-        raise GeneratorError(
-            f"generator_loss={config.generator_loss!r} needs draws that carry a gradient, but "
-            f"{type(generator).__name__}.has_rsample is False.\n"
-            "  Use generator_loss='weighted_forward_kl' or 'score_function'."
-        )
-    if config.generator_loss == "jensen" and not has_data:
-        raise GeneratorError(
-            "generator_loss='jensen' compares with data, but none were given.\n"
-            "  Use 'weighted_forward_kl' or 'reverse_kl' for a given density."
-        )
-    x, log_q = generator.rsample_and_log_prob(64)
-    if set(x) != set(model.sites):
-        raise GeneratorError(
-            f"{type(generator).__name__} draws the sites {sorted(x)}; expected the program's, "
-            f"{sorted(model.sites)}.\n  Return a dict with one entry per site."
-        )
-    for name, site in model.sites.items():
-        got, expected = x[name], (64, *site.shape)
-        whole = site.trajectory is not None and site.trajectory.space.n
-        dtype = torch.long if whole else model.dtype
-        if tuple(got.shape) != expected or got.dtype != dtype:
-            raise GeneratorError(
-                f"site {name!r}: {type(generator).__name__} draws {got.dtype} of shape "
-                f"{tuple(got.shape)}; expected {dtype} of shape {expected}.\n"
-                "  Most likely a trailing dimension or a default dtype: reshape or convert."
-            )
-    kept = model.inside(x) & log_q.isfinite()
-    if not kept.any():
-        raise GeneratorError(
-            f"{type(generator).__name__}: none of 64 draws is inside the supports "
-            f"{ {name: describe(site.support) for name, site in model.sites.items()} } with a "
-            "finite log q; expected most.\n  Most likely it draws unconstrained numbers, or its "
-            "start is too wide: return draws of the sites."
-        )
-    again, log_q = generator.log_prob(pick(x, kept)), log_q[kept]
-    if log_q.shape != again.shape or not torch.allclose(log_q, again, rtol=1e-3, atol=1e-2):
-        raise GeneratorError(
-            f"{type(generator).__name__}: log q of its own draws, shape {tuple(log_q.shape)}, "
-            f"differs from log_prob, shape {tuple(again.shape)}.\n  Most likely a log-determinant "
-            "has the wrong sign, or a Jacobian of the support is missing; expected equal `(n,)`."
-        )

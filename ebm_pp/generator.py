@@ -167,7 +167,8 @@ class FlowGenerator(nn.Module):
 
         All of q beyond the last number inside a support falls on that number. With the density of
         the number itself, not of the place that was drawn, a ratio p~/q there is that of two
-        functions of x: right where p and q fall alike. It has no gradient: the number is fixed.
+        functions of x: right where p and q fall alike. It has no gradient: the number is fixed. A
+        draw on the edge itself, which nothing accepts, keeps the density of its place.
         """
         here = self._coordinates()
         if not here.bounded:
@@ -179,7 +180,7 @@ class FlowGenerator(nn.Module):
             if not moved.any():
                 return log_q
             again = self.log_prob({name: value[moved] for name, value in x.items()})
-        return log_q.index_put((moved,), again)
+        return log_q.index_put((moved,), torch.where(again.isfinite(), again, log_q[moved]))
 
     @alone()
     def log_prob(self, x: Rows) -> Float[Tensor, " n"]:
@@ -337,9 +338,10 @@ def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
 
     No two coordinates have one code, the list of layers that move them: of any two, some layer
     moves one and keeps the other. Where the spline layers have codes enough, it is one of these;
-    the affine layers then make all codes equally long if they can, so that either of the two is
-    moved where the other is not. With two layers for every bit of the index, one moves the
-    coordinates with that bit and one the rest.
+    the affine layers then make codes equally long as far as they can, so that nearly always either
+    of the two is moved where the other is not. Every coordinate is moved by one of several affine
+    layers too: a double well that none moved cost .25 nats. With two layers for every bit of the
+    index, one moves the coordinates with that bit and one the rest.
     """
     if d == 1 or affine + splines == 0:  # nothing to meet
         return [torch.ones(d, dtype=torch.bool)] * (affine + splines)
@@ -356,7 +358,7 @@ def _moved(d: int, affine: int, splines: int) -> list[Bool[Tensor, " d"]]:
     of_splines = _codes(splines, index % _n_codes(splines))
     if affine < 2:
         return [*((index + turn) % 2 == 0).expand(affine, -1), *of_splines]
-    missing = (math.ceil((affine + splines) / 2) - of_splines.sum(0)).clamp(0, affine)
+    missing = (math.ceil((affine + splines) / 2) - of_splines.sum(0)).clamp(1, affine)
     of_affine = torch.empty(affine, d, dtype=torch.bool)
     for size in missing.unique().tolist():
         some = (missing == size).nonzero()[:, 0]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ebm_pp.circle import TURN, to_radians, wrap
+from ebm_pp.circle import TURN, wrap
 from ebm_pp.program import Site, Sites
 from ebm_pp.stored import Data, Stored
 from ebm_pp.support import plain
@@ -70,7 +70,7 @@ class Column(NamedTuple):
 
     name: as in tables, `x` or `x[0]`; of a matrix that of its unconstrained coordinate.
     site: its site.
-    given: the values; angles in radians, in [-pi, pi) about their mean direction.
+    given: the values; angles in half a turn to either side of their mean direction.
     free: the unconstrained coordinate, or None where there is no other one.
     circular: whether it is an angle.
     implied: whether the columns before it determine it by the support: the last of a simplex.
@@ -113,10 +113,9 @@ def columns_of(model: Declared, x: Sites, rows: Data) -> list[Column]:
             flat = part  # a matrix: of its entries some are 0, 1 or copies
         given, size = flat, flat.abs().median(0).values
         if site.circular:
-            angle = to_radians(flat, site.period)
-            direction = torch.atan2(angle.sin().mean(0), angle.cos().mean(0))
-            given = part = wrap(angle - direction)
-            size = size * (TURN / site.period)
+            turned = flat * (TURN / site.period)
+            direction = torch.atan2(turned.sin().mean(0), turned.cos().mean(0))
+            given = part = wrap(turned - direction) * (site.period / TURN)
         of_rows = _type_of(rows[site.name])
         finer = torch.finfo(of_rows).eps < torch.finfo(model.dtype).eps
         for j in range(flat.shape[1]):

@@ -10,9 +10,12 @@ found is Z_beyond = mean of p~ / m over all draws, zero within reach; as a share
     share = Z_beyond / (Z + Z_beyond),    Z as the draws of q have it.
 
 A lump is small beside the outskirts: few draws find it and their mean is mostly noise. So the
-check looks again, from a mixture that has a third of its draws near those that carried the mass,
-until the error of the share is a fifth of it (an adaptive importance sampler; Cappe et al. 2004,
+check looks again, from outskirts that have lumps where draws carried the mass, until the error of
+the share is a fifth of it (an adaptive importance sampler; Cappe et al. 2004,
 doi:10.1198/106186004X12803). Only the last look counts, whose draws did not choose the mixture.
+
+A fit looks too, at every diagnosis: what it finds are lumps of its outskirts from then on, so that
+the pool has draws there and the energy is pushed down.
 """
 
 import math
@@ -24,13 +27,14 @@ from torch import Tensor
 
 from ebm_pp.density import EnergyModel
 from ebm_pp.generator import Generator
-from ebm_pp.outskirts import Outskirts
+from ebm_pp.outskirts import MOST_LUMPS, Outskirts
 from ebm_pp.sampling import log_ratio, score, with_stand_ins
 
 MARGIN = 1.0  # nats above the largest weight of a draw
 LOOKS = 4
-NEAR = 64  # draws that a look again is centred at
-WIDTHS = (0.05, 0.2, 0.8)  # of the kernels round them, in the spreads of the outskirts
+MANY = 16_384  # draws of a look, where they cost little: of the outskirts a lump can be 1/1000
+A_ROUND = 2048  # of a look at a round's energy: there are many rounds, and lumps stay
+SMALL = 1e-3  # share of a lump that a fit needs no draws at
 PRECISE = 0.2  # of the share: its error when no further look is needed
 TRIED = 100  # draws beyond reach that are returned
 
@@ -56,6 +60,8 @@ def find_leak(
     outer: Outskirts,
     log_weights: Float[Tensor, " n"],
     log_partition: float,
+    n: int,
+    least: float = 0.0,
 ) -> Leak:
     """Looks for mass beyond the reach of q; from the random stream as it stands.
 
@@ -63,13 +69,14 @@ def find_leak(
         model: the density and its base measure.
         generator: q.
         outer: the outskirts.
-        log_weights: log p~ - log q of draws of q, of which as many are drawn at a look.
+        log_weights: log p~ - log q of draws of q.
         log_partition: log Z as the draws of q have it.
+        n: draws of a look.
+        least: a share that is not looked at again.
     """
-    n, ceiling = len(log_weights), log_weights.max().item() + MARGIN
-    centres: Tensor | None = None
+    ceiling = log_weights.max().item() + MARGIN
     for _ in range(LOOKS):
-        z, log_m = _look(model, outer, centres, n)
+        z, log_m = _look(model, outer, n)
         x, log_jacobian = model.constrain(z)
         log_p, bad = score(model, x, torch.zeros_like(log_jacobian))
         if bad.all():
@@ -86,45 +93,39 @@ def find_leak(
         share = 1 / (1 + math.exp(-log_mass)) if log_mass > -700 else 0.0
         error = (1 - share) * share * relative
         some = z[torch.multinomial(shares, TRIED, replacement=True)]
-        if relative < PRECISE:
+        if relative < PRECISE or share < least:
             break
-        centres = some[:NEAR].unique(dim=0)
+        outer = outer.with_lumps(some.unique(dim=0))
     return Leak(share, error, some)
 
 
+def with_lumps_found(
+    model: EnergyModel,
+    generator: Generator,
+    outer: Outskirts,
+    log_weights: Float[Tensor, " n"],
+    log_partition: float,
+) -> Outskirts:
+    """The outskirts with the lumps of a round's energy before those of earlier rounds."""
+    leak = find_leak(model, generator, outer, log_weights, log_partition, A_ROUND, SMALL)
+    if leak.share < SMALL:
+        return outer
+    new = leak.z[: MOST_LUMPS // 2].unique(dim=0)
+    return outer.with_lumps(torch.cat([new, outer.lumps]))
+
+
 def _look(
-    model: EnergyModel, outer: Outskirts, centres: Float[Tensor, "k d"] | None, n: int
+    model: EnergyModel, outer: Outskirts, n: int
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-    """`n` unconstrained draws of m, a third of them near the centres if there are any; log m."""
-    n_near = 0 if centres is None else n // 3
-    n_base = (n - n_near) // 2 if model.proper else 0
-    parts = [outer.sample(n - n_near - n_base)]
-    if n_base:
-        parts.append(model.unconstrain(model.sample_base(n_base))[0])
-    if centres is not None:
-        at = centres[torch.randint(len(centres), (n_near,))]
-        width = torch.tensor(WIDTHS, dtype=at.dtype)[torch.randint(len(WIDTHS), (n_near, 1))]
-        parts.append(at + outer.spread * width.to(at.device) * torch.randn_like(at))
-    z = torch.cat(parts)
-    logs = [outer.log_prob(z) + math.log((n - n_near - n_base) / n)]
-    if n_base:
-        x, log_jacobian = model.constrain(z)
-        bad = ~model.inside(x)
-        log_base = model.log_base(with_stand_ins(x, bad)) + log_jacobian
-        log_base = torch.where(bad | log_base.isnan(), -math.inf, log_base)
-        logs.append(log_base + math.log(n_base / n))
-    if centres is not None:
-        logs.append(_log_near(z, centres, outer.spread) + math.log(n_near / n))
-    return z, torch.stack(logs).logsumexp(0)
-
-
-def _log_near(
-    z: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], spread: Float[Tensor, " d"]
-) -> Float[Tensor, " n"]:
-    """Log density of the kernels: normals of three widths round every centre."""
-    squared = torch.cdist((z / spread).double(), (centres / spread).double()).square()
-    d = z.shape[1]
-    volume = spread.double().log().sum() + 0.5 * d * math.log(2 * math.pi)
-    parts = [-0.5 * squared / w**2 - d * math.log(w) for w in WIDTHS]
-    count = math.log(len(WIDTHS) * len(centres))
-    return (torch.cat(parts, 1).logsumexp(1) - volume - count).to(z.dtype)
+    """`n` unconstrained draws of m, and log m."""
+    n_base = n // 2 if model.proper else 0
+    z = outer.sample(n - n_base)
+    if not n_base:
+        return z, outer.log_prob(z)
+    z = torch.cat([z, model.unconstrain(model.sample_base(n_base))[0]])
+    x, log_jacobian = model.constrain(z)
+    bad = ~model.inside(x)
+    log_base = model.log_base(with_stand_ins(x, bad)) + log_jacobian
+    log_base = torch.where(bad | log_base.isnan(), -math.inf, log_base)
+    share = n_base / n
+    return z, torch.logaddexp(outer.log_prob(z) + math.log1p(-share), log_base + math.log(share))

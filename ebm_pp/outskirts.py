@@ -13,7 +13,12 @@ distance from a along the way and r that from the way, in d coordinates of the l
 
     o(u) = 1/K sum_k [Phi(s / h) - Phi((s - L) / h)] / L * N_{d-1}(r; h),     h = THICK.
 
-Angles are uniform, and on the ways too.
+Angles are uniform, and on the ways too. Where lumps were found (leak.py), two thirds of the draws
+are near them, on the kernels
+
+    k(z) = mean over lumps l and widths h in KERNELS of N(z; l, (h spread)^2),
+
+of angles with the nearest winding.
 """
 
 import math
@@ -24,6 +29,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ebm_pp.circle import wrap
 from ebm_pp.density import EnergyModel, Sites
 
 WIDTHS = (1.5, 3.0, 6.0)  # of the wide part, in the wider spread of base measure and data
@@ -32,6 +38,10 @@ BULK = 4.0  # a way begins to be cut here; nearer the centre every draw has been
 FARTHEST = 8  # rows whose ways are walked
 BASE = 2000  # draws of the base measure, for its middle and spread
 END = 1e5  # spreads: where a way ends at the latest, while double precision knows its distances
+KERNELS = (0.05, 0.2, 0.8)  # widths of the kernels round a lump, in spreads
+NEAR = 2 / 3  # of the draws, where there are lumps
+MOST_LUMPS = 64  # that are kept, the newest
+SAME = 1e-6  # of its distance: nearer to a far row is that row
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -41,6 +51,7 @@ class Outskirts(NamedTuple):
     * centre, spread: of each coordinate, shape (d,).
     * circular: which are angles, shape (d,).
     * starts, ends: a and b of every piece, u's coordinates on the line, shape (k, m); k may be 0.
+    * lumps: where mass was found that nothing else draws, shape (l, d); l may be 0.
     """
 
     centre: Float[Tensor, " d"]
@@ -48,9 +59,25 @@ class Outskirts(NamedTuple):
     circular: Bool[Tensor, " d"]
     starts: Float[Tensor, "k m"]
     ends: Float[Tensor, "k m"]
+    lumps: Float[Tensor, "l d"]
+
+    def with_lumps(self, lumps: Float[Tensor, "l d"]) -> "Outskirts":
+        """These, with draws near other lumps."""
+        return self._replace(lumps=lumps[:MOST_LUMPS])
 
     def sample(self, n: int) -> Float[Tensor, "n d"]:
-        """`n` draws from the random stream as it stands: half wide, half on the ways."""
+        """`n` draws from the random stream as it stands."""
+        n_near = int((torch.rand(n) < NEAR).sum()) if len(self.lumps) else 0
+        elsewhere = self._sample_elsewhere(n - n_near)
+        if not n_near:
+            return elsewhere
+        at = self.lumps[torch.randint(len(self.lumps), (n_near,))]
+        width = torch.tensor(KERNELS, dtype=at.dtype)[torch.randint(len(KERNELS), (n_near, 1))]
+        near = at + self.spread * width.to(at.device) * torch.randn_like(at)
+        return torch.cat([elsewhere, torch.where(self.circular, wrap(near), near)])
+
+    def _sample_elsewhere(self, n: int) -> Float[Tensor, "n d"]:
+        """Half wide, half on the ways."""
         line = ~self.circular
         m = int(line.sum())
         on_ways = n // 2 if len(self.starts) and m else 0
@@ -68,6 +95,23 @@ class Outskirts(NamedTuple):
 
     def log_prob(self, z: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Log o, a density of z."""
+        elsewhere = self._log_elsewhere(z)
+        if not len(self.lumps):
+            return elsewhere
+        return torch.logaddexp(elsewhere + math.log1p(-NEAR), self._log_near(z) + math.log(NEAR))
+
+    def _log_near(self, z: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        line, spread = ~self.circular, self.spread.double()
+        u, lumps = z.double() / spread, self.lumps.double() / spread
+        squared = torch.cdist(u[:, line], lumps[:, line]).square()
+        for angle in self.circular.nonzero()[:, 0].tolist():  # their spread is one
+            squared = squared + wrap(u[:, angle, None] - lumps[:, angle]).square()
+        d = z.shape[1]
+        parts = [-0.5 * squared / h**2 - d * (math.log(h) + 0.5 * LOG_2PI) for h in KERNELS]
+        count = math.log(len(KERNELS) * len(lumps))
+        return (torch.cat(parts, 1).logsumexp(1) - spread.log().sum() - count).to(z.dtype)
+
+    def _log_elsewhere(self, z: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         line = ~self.circular
         angles = int(self.circular.sum()) * math.log(2 * math.pi)
         u = ((z - self.centre) / self.spread)[:, line].double()
@@ -82,6 +126,15 @@ class Outskirts(NamedTuple):
             return (wide - jacobian).to(z.dtype)
         both = torch.stack([wide, self._log_ways(u)]) - math.log(2)
         return (both.logsumexp(0) - jacobian).to(z.dtype)
+
+    def among(self, z: Float[Tensor, "n d"]) -> bool:
+        """Whether any of the farthest rows, whose ways these are, is among rows."""
+        line = ~self.circular
+        u = ((z - self.centre) / self.spread)[:, line].double()
+        if not len(self.ends) or not len(u):
+            return False
+        off = torch.cdist(u, self.ends.to(u), compute_mode="donot_use_mm_for_euclid_dist")
+        return bool((off <= SAME * self.ends.norm(dim=1)).any())
 
     def _log_ways(self, u: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
         way = self.ends - self.starts
@@ -138,7 +191,7 @@ def outskirts(
         torch.stack(part) if part else u.new_empty(0, u.shape[1])
         for part in ([a for a, _ in pieces], [b for _, b in pieces])
     )
-    return Outskirts(centre, spread, circular, starts, ends)
+    return Outskirts(centre, spread, circular, starts, ends, z_data[:0])
 
 
 def _middle(z: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import Report
 from ebm_pp.errors import DataError
 from ebm_pp.evidence import Diagnosable
+from ebm_pp.fitted import Fit
 from ebm_pp.moments import family_threshold
 from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
@@ -37,7 +38,6 @@ from ebm_pp.plots_sites import (
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.reach import data_side
 from ebm_pp.sampling import importance_sample, log_density_of
-from ebm_pp.training import Fit
 
 __all__ = [
     "plot_calibration",

@@ -70,7 +70,7 @@ def resolve(config: FitConfig, model: EnergyModel, generator: Generator) -> FitC
     elif not layout.dynamics.deterministic and objective in BIASED:
         warnings.warn(
             f"objective={objective!r} with stochastic dynamics {BIASED[objective]}. "
-            "'causal' is exact.",
+            "'causal' has no such bias.",
             UserWarning,
             stacklevel=4,
         )

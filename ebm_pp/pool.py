@@ -1,6 +1,6 @@
 """The pool of a round: rows of data, draws of q, of the base measure mu and of the outskirts o.
 
-The draws come from the defensive mixture log q_mix = log[(1 - alpha) q + alpha (.85 mu + .15 o)],
+The draws come from the defensive mixture log q_mix = log[(1 - alpha) q + alpha (.92 mu + .08 o)],
 an exact density: where q misses, mu still places negatives, and beyond mu the outskirts do
 (outskirts.py), so the energy can't leak mass there unseen. Each row is scored once. A draw without
 a density (beyond its support, or where log p~ or log q is no number) is rejected: it stays in the
@@ -27,7 +27,7 @@ from ebm_pp.stored import Data, at_most
 
 CHAINS = 4  # independence-MH chains laid through the pool's draws
 WATCHED = 4  # columns that ArviZ judges in a round, 5 ms each
-OUTER = 0.15  # of the base measure's draws, those from the outskirts
+OUTER = 0.08  # of the base measure's draws, those from the outskirts
 LOST = 0.5  # a run ends when more of its draws are rejected
 
 

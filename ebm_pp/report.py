@@ -21,6 +21,7 @@ from ebm_pp.diagnostics import Report, diagnose
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.files import first_line, writing
 from ebm_pp.findings_verdict import findings_as_html
+from ebm_pp.fitted import Fit
 from ebm_pp.labels import Labels
 from ebm_pp.names import file_name
 from ebm_pp.plots import (
@@ -37,7 +38,6 @@ from ebm_pp.plots import (
 from ebm_pp.pool import n_rows, pick
 from ebm_pp.sampling import Draws, importance_sample, log_density_of, resample, slices
 from ebm_pp.support import describe
-from ebm_pp.training import Fit
 from ebm_pp.uncertainty import MOST, readable, standard_errors
 
 Maker = tuple[str, str, str, Callable[[], Figure]]  # a picture's name, heading, caption, drawing
@@ -87,7 +87,7 @@ def write_report(
 
     Raises:
         DataError: the rows do not fit the program.
-        ProgramError: the density or log q of a draw is not a number.
+        ProgramError: most draws have no density.
         GeneratorError: no draw of the generator has any weight.
     """
     held_out = fit.model.check(held_out)

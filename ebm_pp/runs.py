@@ -26,10 +26,10 @@ from ebm_pp.files import (
     write_arrays,
     writing,
 )
+from ebm_pp.fitted import Fit
 from ebm_pp.labels import Labels, as_labels
 from ebm_pp.pool import n_rows
 from ebm_pp.report import pictures
-from ebm_pp.training import Fit
 
 
 def write_run(

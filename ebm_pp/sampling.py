@@ -338,7 +338,18 @@ def metropolis(
 def log_partition(fit: Fitted, n: int = 4000, *, seed: int | None = None) -> Estimate:
     """Log Z with its standard error, from `n` draws of q alone (never from the offset b).
 
+    Both are of the raw weights; see `Estimate` for the smoothed ones beside them.
+
+    Args:
+        fit: a fit, or anything with `model` and `generator`.
+        n: draws of q.
+        seed: see the module.
+
+    Returns:
+        Log Z in nats, with its standard error.
+
     Raises:
+        DataError: n is below 1.
         ProgramError: most draws have no density.
     """
     return log_partition_from_weights(importance_sample(fit, n, seed=seed).log_weights)
@@ -358,7 +369,7 @@ def log_prob(fit: Fitted, x: Rows, n: int = 4000, *, seed: int | None = None) ->
         over rows, hypot(sd / sqrt(rows), that of log Z).
 
     Raises:
-        DataError: the rows do not fit the program.
+        DataError: the rows do not fit the program, or n is below 1.
         ProgramError: most draws have no density.
     """
     rows = {name: value[:] for name, value in fit.model.stored(x).items()}

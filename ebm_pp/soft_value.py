@@ -11,7 +11,7 @@ score-function steps. The per-step log weight
 
     l_t = -c(s_t, a_t) + next_t - h_t(s_t) - log pi(a_t | s_t),
     next_t = h_{t+1}(s_{t+1})            "step", exact for deterministic dynamics
-    next_t = E[h_{t+1}(s') | s_t, a_t]   "causal", exact always
+    next_t = E[h_{t+1}(s') | s_t, a_t]   "causal", as exact as this expectation (expectation.py)
 
 (and the last l_t also has -c_T(s_T) - h_T(s_T), what h_T misses of the terminal cost) is the soft
 advantage: 0 at every step of a soft-optimal policy. In "step" form their sum is
@@ -29,17 +29,15 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from pyro.distributions import Categorical, Independent, MultivariateNormal, Normal
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ebm_pp.dynamics import Dynamics, Opaque, draw
+from ebm_pp.expectation import expect, warn_of_draws
 from ebm_pp.trajectory import Layout, Trajectories
 
 RIDGE = 1e-8  # on correlations of features
 ROWS = 40_000  # states in a regression, at most
 PER_STEP = 12  # rows per feature from which every step gets coefficients of its own
-DRAWS = 8  # of the next state, where its expectation has no closed form
 RIDGES = 64  # random features, at least
 MOST_RIDGES = 512  # and at most, where all steps share them
 
@@ -148,6 +146,8 @@ class SoftValue(nn.Module):
         dynamics = layout.dynamics
         self.layout, self.ridges = layout, ridges
         self.causal = causal and not dynamics.deterministic
+        if self.causal:
+            warn_of_draws(dynamics)
         space, actions = dynamics.space, dynamics.actions
         width = 0 if space.n else space.shape[0]
         self.features = Features(width, space.n, layout.horizon, ridges)
@@ -345,32 +345,3 @@ def affordable(layout: Layout, draws: int) -> int:
     if space.n or draws >= PER_STEP * least:
         return RIDGES
     return min(max(draws * layout.horizon // (2 * PER_STEP), RIDGES), MOST_RIDGES)
-
-
-def expect(
-    dynamics: Dynamics, h: Callable[[Tensor], Tensor], states: Tensor, actions: Tensor
-) -> Float[Tensor, "n F"]:
-    """E[h(s') | s, a] of rows, for h with values `(n, F)`.
-
-    Exact for tables; by cubature, exact for polynomials of degree 3, for Gaussian noise
-    (Arasaratnam & Haykin 2009); else the mean over 8 draws.
-    """
-    if isinstance(dynamics.step, Opaque):
-        return torch.stack([h(dynamics.advance(states, actions)) for _ in range(DRAWS)]).mean(0)
-    law = dynamics.step(states, actions)
-    if isinstance(law, Tensor):
-        return h(law)
-    if isinstance(law, Categorical):
-        points = torch.arange(law.probs.shape[-1], device=states.device)
-        values = torch.stack([h(s.expand(len(states))) for s in points], 1)
-        return torch.einsum("nsf,ns->nf", values, law.probs.to(values))
-    if isinstance(law, Independent) and isinstance(law.base_dist, Normal):
-        arms = torch.diag_embed(law.base_dist.scale)
-    elif isinstance(law, MultivariateNormal):
-        arms = law.scale_tril
-    else:
-        return torch.stack([h(draw(law)) for _ in range(DRAWS)]).mean(0)
-    d = arms.shape[-1]
-    arms = math.sqrt(d) * arms
-    values = torch.stack([h(law.mean + sign * arms[..., i]) for i in range(d) for sign in (1, -1)])
-    return values.mean(0)

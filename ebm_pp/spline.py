@@ -17,11 +17,11 @@ matrix makes the table of all knots, and its transpose takes gradients back.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 SMALLEST_BIN = 1e-3  # of the box, so that no piece of a spline degenerates
@@ -51,25 +51,15 @@ def rational_quadratic(
     return _evaluate(x, raw, bound, inverse)[0]
 
 
-class _Constants(NamedTuple):
-    """See `_constants`."""
-
-    to_table: Float[Tensor, "rows p"]
-    from_table: Float[Tensor, "p rows"]
-    picked: Int[Tensor, "6 1"]
-    one: Float[Tensor, ""]
-
-
-@functools.cache
-def _constants(
-    bins: int, periodic: bool, bound: float, dtype: torch.dtype, device: torch.device
-) -> _Constants:
+@functools.lru_cache(maxsize=64)
+def _matrices(
+    bins: int, periodic: bool, bound: float
+) -> tuple[Float[np.ndarray, "rows p"], Float[np.ndarray, "p rows"]]:
     """The matrix from exp(raw) to the table of knots, and from the table's gradient back.
 
     Rows of the table: K + 1 knots x_k and as many y_k, each times its rate; K + 1 slopes; rate_x
     and rate_y. A rate, (sum of exp(raw)) / 2 B, is the scale at which knots are linear in
-    exp(raw). `picked` are the rows of piece 0; those of piece k are k further down. `from_table`
-    is the transpose with the signs that `_Spline.backward` leaves out.
+    exp(raw). The second matrix is the transpose with the signs that `_Spline.backward` leaves out.
     """
     rows = bins + 1
     knots = (1 - bins * SMALLEST_BIN) * np.tril(np.ones((rows, bins)), -1)
@@ -82,18 +72,17 @@ def _constants(
     for knot in range(rows) if periodic else range(1, bins):  # else the ends' slopes are 1
         matrix[2 * rows + knot, 2 * bins + (knot % bins if periodic else knot - 1)] = 1
     signs = np.repeat([-1.0, 1.0, -1.0, 1.0, -1.0], [rows, rows, rows, 1, 1])
-    picked = np.array([0, rows, 1, rows + 1, 2 * rows, 2 * rows + 1])[:, None]
-    with torch.inference_mode(False):  # these outlive the call that makes them
-        to_table, from_table, one = (
-            torch.from_numpy(array).to(device, dtype)
-            for array in (matrix, matrix.T * signs, np.ones(()))
-        )
-        return _Constants(to_table, from_table, torch.from_numpy(picked).to(device), one)
+    return matrix, matrix.T * signs
 
 
-def _constants_of(raw: Tensor, bound: float) -> _Constants:
+def _matrix(raw: Tensor, bound: float, *, back: bool = False) -> Tensor:
+    """One of `_matrices`, made anew: a tensor belongs to the modes in which it was made.
+
+    Kept from one call to the next, a tensor of torch's fake mode would spoil all later ones.
+    """
     p = raw.shape[-2]
-    return _constants((p + 1) // 3, p % 3 == 0, float(bound), raw.dtype, raw.device)
+    found = _matrices((p + 1) // 3, p % 3 == 0, float(bound))[back]
+    return torch.from_numpy(found).to(raw.device, raw.dtype)
 
 
 def _evaluate(
@@ -104,10 +93,9 @@ def _evaluate(
     u = x rate_x and v = y rate_y; w and h are also those of the table.
     """
     rows = (raw.shape[-2] + 4) // 3
-    constants = _constants_of(raw, bound)
-    root = torch.addcmul(constants.one, raw, raw, value=RAW_BOUND**-2).sqrt_()
+    root = torch.addcmul(raw.new_ones(()), raw, raw, value=RAW_BOUND**-2).sqrt_()
     shares = (raw / root).exp_()  # bounded: exp can't overflow
-    table = torch.matmul(constants.to_table, shares)
+    table = torch.matmul(_matrix(raw, bound), shares)
     if raw.shape[-2] % 3:
         table[..., 2 * rows : 3 * rows : rows - 1, :].fill_(1.0)
     rate_x, rate_y = table[..., 3 * rows :, :].unbind(-2)
@@ -116,7 +104,9 @@ def _evaluate(
     at = point * (rate_y if inverse else rate_x)
     inner = slice(rows + 1, 2 * rows - 1) if inverse else slice(1, rows - 1)
     k = (at.unsqueeze(-2) >= table[..., inner, :]).sum(-2, keepdim=True)
-    index = k + constants.picked
+    # Rows of the table for piece 0: both knots, both slopes. Those of piece k are k further down.
+    picked = torch.tensor([0, rows, 1, rows + 1, 2 * rows, 2 * rows + 1], device=raw.device)
+    index = k + picked.unsqueeze(-1)
     x_k, y_k, x_next, y_next, d_k, d_next = table.gather(-2, index).unbind(-2)
     w, h = x_next - x_k, y_next - y_k
     s = (h * rate_x) / (w * rate_y)
@@ -227,7 +217,7 @@ class _Spline(torch.autograd.Function):
         x_next, y_next = torch.addcmul(s_bar / w, xi, u_bar), torch.addcmul(s_bar / h, eta, v_bar)
         piece = [u_bar - x_next, v_bar - y_next, x_next, y_next, a_bar / s, b_bar / s]
         along_x, along_y = torch.addcmul(s_bar, u_bar, u), torch.addcmul(s_bar, v_bar, v)
-        from_table = _constants_of(shares, ctx.bound).from_table
+        from_table = _matrix(shares, ctx.bound, back=True)
         table = shares.new_zeros(*shares.shape[:-2], from_table.shape[1], shares.shape[-1])
         table.scatter_(-2, index, torch.stack(piece, -2))
         torch.stack([along_x / rate_x, along_y / rate_y], -2, out=table[..., -2:, :])

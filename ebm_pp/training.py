@@ -4,12 +4,10 @@ A round draws a pool (pool.py), takes K energy steps on the discriminator's loss
 with ArviZ, and takes J generator steps (game.py). The diagnosis sets J and ends the run.
 """
 
-import enum
-import html
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,107 +21,22 @@ from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import REJECTED, diagnose
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.evidence import USABLE_ESS, require_density
-from ebm_pp.findings import Finding, blamed, look_at, warn
+from ebm_pp.findings import blamed, look_at, warn
 from ebm_pp.findings_verdict import HEADS
+from ebm_pp.fitted import Fit, Status, in_short
 from ebm_pp.game import Game, energy_steps, generator_steps, generator_target, start
 from ebm_pp.generator import Generator
-from ebm_pp.outskirts import Outskirts
+from ebm_pp.leak import with_lumps_found
+from ebm_pp.partition import log_partition_from_weights
 from ebm_pp.policy_steps import project, refit
 from ebm_pp.pool import Pool, diagnose_round, draw_pool, n_rows, scored
-from ebm_pp.rows import columns_as_html, shown
+from ebm_pp.sampling import log_ratio
 from ebm_pp.stored import Data, at_most, representative
 from ebm_pp.surroundings import as_called, trainable
 
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
 # Problems of `diagnose` that are the energy's or the rows', not the generator's.
-ENERGY = ("leaked_mass", "wrong_factor", "offset_gap", *HEADS)
-
-
-class Status(enum.Enum):
-    """How a run ended, in a sentence."""
-
-    CONVERGED = (
-        "Converged: a diagnosis on the training rows finds nothing wrong, and later rounds "
-        "brought nothing better (in held-out log-likelihood; for a given density, in ESS)."
-    )
-    FINISHED = (
-        "All rounds ran, and a diagnosis on the training rows finds nothing wrong; more rounds "
-        "may still improve it."
-    )
-    LAGGING = (
-        "The rounds ended while the generator lags behind the energy: draws and log Z are not to "
-        "be trusted. Raise rounds or generator_steps_max."
-    )
-    UNCONVERGED = (
-        "The rounds ended before the energy had learned what the training rows show, or while it "
-        "has mass where nothing draws. Raise rounds, or look at the data and the program."
-    )
-    TEMPERING = (
-        "All rounds ran before the annealed target reached the given density: draws are of a "
-        "flattened one. Raise rounds or generator_steps_max, or start wider."
-    )
-    NON_FINITE = (
-        "A number stopped being finite; the best parameters of the finite rounds were kept. Most "
-        "likely an energy that falls without bound, or a factor that takes a logarithm, root or "
-        "quotient out of its domain."
-    )
-    INTERRUPTED = "Interrupted; the best parameters so far were kept."
-
-
-@dataclass(frozen=True, repr=False)
-class Fit:
-    """A fitted model.
-
-    Attributes:
-        model: the program with its learned energy.
-        generator: q, the learned proposal.
-        history: one record a diagnosed round (see `pool.diagnose_round`).
-        status: how the run ended; `status.value` is a sentence.
-        config: what it ran with.
-        offset: b of the discriminator; a gauge, not log Z.
-        n_train: rows of training data; 0 for a given density.
-        best_round: the round whose parameters these are (-1: none was diagnosed).
-        detail: where it ended, e.g. the step whose loss was not finite, or what is wrong.
-        outskirts: where the training rows say that nothing else draws (see outskirts.py), for
-            `diagnose`; None for a given density.
-        findings: what is wrong with the training rows themselves (`findings.py`).
-    """
-
-    model: EnergyModel
-    generator: Generator
-    history: tuple[dict[str, Any], ...]
-    status: Status
-    config: FitConfig
-    offset: float
-    n_train: int = 0
-    best_round: int = -1
-    detail: str = ""
-    outskirts: Outskirts | None = None
-    findings: tuple[Finding, ...] = ()
-
-    def __repr__(self) -> str:
-        lines = [f"{self.status.value} {self.detail}".strip()]
-        for info in self.returned:
-            numbers = ", ".join(f"{name} {value}" for name, value in _postfix(info).items())
-            lines.append(f"Round {info['round'] + 1} of {self.config.rounds}: {numbers}.")
-        return "\n".join([*lines, "Next: diagnose(fit, held_out_rows)."])
-
-    @property
-    def returned(self) -> list[dict[str, Any]]:
-        """The record of the round whose parameters these are; none if none was diagnosed."""
-        return [info for info in self.history if info["round"] == self.best_round]
-
-    def _repr_html_(self) -> str:
-        """The status sentence first, then the program and the round that was returned."""
-        numbers = {"round": [f"{self.best_round + 1} of {self.config.rounds}"]} | {
-            name: [value] for info in self.returned for name, value in _postfix(info).items()
-        }
-        status = f"{self.status.value} {self.detail}".strip()
-        return (
-            f"<p><strong>{html.escape(status)}</strong></p>"
-            + self.model._repr_html_()
-            + columns_as_html(numbers, "Next: diagnose(fit, held_out_rows).")
-        )
+ENERGY = ("leaked_mass", "wrong_factor", "underfit_energy", "offset_gap", *HEADS)
 
 
 def fit(
@@ -139,7 +52,7 @@ def fit(
 
     Args:
         model: the program; its parameters are trained in place.
-        data: rows of every site, `(n, *site_shape)`, of arrays or tensors. They stay where they
+        data: rows of every site, `(n, *site_shape)`, of any container. They stay where they
             are: of a memory-mapped file (`np.load(path, mmap_mode="r")`) only the rows in use are
             in memory. None: the density is given and only the generator learns.
         generator: any object with the three names of `Generator`; by default a `FlowGenerator`
@@ -159,8 +72,8 @@ def fit(
 
     Raises:
         ProgramError: data are given but the program has no parameters to train.
-        DataError: data or held-out rows do not fit the program, or fewer rows than a batch; or
-            no generator can follow a column.
+        DataError: data or held-out rows do not fit the program, or have no density; fewer rows
+            than a batch; or no generator can follow a column.
         GeneratorError: the generator's draws and `log_prob` disagree, or its loss can't be used.
     """
     if not isinstance(model, EnergyModel):
@@ -203,7 +116,7 @@ def _fit(
 
         def report(info: dict[str, Any]) -> None:
             bar.update(info["round"] + 1 - bar.n)
-            bar.set_postfix(_postfix(info))
+            bar.set_postfix(in_short(info))
             callback(info["round"], info)
 
         warn(findings)
@@ -211,7 +124,7 @@ def _fit(
         if result.status in (Status.NON_FINITE, Status.INTERRUPTED):
             return result
         try:
-            return _judged(result, rows)
+            return _judged(result, [some for some in (rows, some_held_out) if some is not None])
         except KeyboardInterrupt:
             return replace(result, status=Status.INTERRUPTED, detail="in the last diagnosis")
 
@@ -244,10 +157,11 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
             if diagnosed or due:
                 game = replace(game, captured=still_right(game.model, game.captured))
             due = diagnosed
-            with game.averaged() as averaged:
-                pool = draw_pool(
-                    averaged, game.generator, data, config.pool, config.base_share, game.outer
-                )
+            # At the parameters in training: a policy that is solved from the model answers these.
+            # Answering their average, which lags, it would drive them past their optimum.
+            pool = draw_pool(
+                game.model, game.generator, data, config.pool, config.base_share, game.outer
+            )
             projection = project(game, pool)
             info: dict[str, Any] = {"round": r, **energy_steps(game, pool, projection)}
             refit(game, pool, projection)
@@ -268,6 +182,7 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
                 steps = info["generator_steps"] = _next_steps(steps, info, config)
                 history.append(info)
                 best = best.or_better(game, info, _healthy(info))
+                game = _looked_around(game, pool, log_density)
                 if changed_by(report, game, info, pool.x, terms):
                     # No earlier round has a density that can be compared with the present one.
                     memory, best = [], Best.of(game, (False, -math.inf), info, r)
@@ -303,11 +218,23 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
     )
 
 
-def _judged(result: Fit, data: Data | None) -> Fit:
+def _looked_around(game: Game, pool: Pool, log_density: Tensor) -> Game:
+    """The game with the lumps that its energy has where nothing draws."""
+    if game.outer is None:
+        return game
+    log_weights = log_ratio(log_density[pool.draws], pool.log_q_generator)
+    log_z = log_partition_from_weights(log_weights).value
+    with game.averaged() as model:
+        outer = with_lumps_found(model, game.generator, game.outer, log_weights, log_z)
+    return replace(game, outer=outer)
+
+
+def _judged(result: Fit, given: Sequence[Data]) -> Fit:
     """The fit with the status that its returned parameters deserve, and what is wrong with them.
 
-    By `diagnose` on the rows of a pool and on fresh draws, which did not choose the round; of
-    trajectories, whose draws may cost a simulator, by the round's own.
+    By `diagnose` on the rows of a pool, those of the training first and then those held out, and
+    on fresh draws, which did not choose the round; of trajectories, whose draws may cost a
+    simulator, by the round's own.
     """
     if not result.returned:
         told = "No round's held-out log-likelihood or log Z was a number."
@@ -318,12 +245,13 @@ def _judged(result: Fit, data: Data | None) -> Fit:
     if result.model.layout is not None:
         status = result.status if _healthy(info) else Status.LAGGING
         return replace(result, status=status, detail=" ".join(words))
-    rows = None if data is None else at_most(data, result.config.pool)
+    some: list[Sites | None] = [at_most(rows, result.config.pool) for rows in given]
     try:
-        report = diagnose(result, rows, seed=SEED)
+        reports = (diagnose(result, rows, seed=SEED) for rows in some or [None])
+        report = next((report for report in reports if not report.ok), None)
     except (ProgramError, GeneratorError, DataError) as error:
         return replace(result, status=Status.LAGGING, detail=f"{error}")
-    if report.ok:
+    if report is None:
         return replace(result, detail=" ".join(words))
     generator = report.problems[0] not in ENERGY
     status = Status.LAGGING if generator else Status.UNCONVERGED
@@ -341,16 +269,6 @@ def _next_steps(steps: int, info: dict[str, Any], config: FitConfig) -> int:
     if info["ess"] < config.ess_target or not _healthy(info):
         return min(max(2 * steps, 1), config.generator_steps_max)
     return steps // 2
-
-
-def _postfix(info: dict[str, Any]) -> dict[str, str]:
-    """The numbers a person wants beside the progress bar."""
-    numbers = {"ESS/n": info["ess"], "k": info["pareto_k"], "log Z": info["log_partition"]}
-    if not math.isnan(info["held_out"]):
-        numbers = {"held-out": info["held_out"], **numbers}
-    if not math.isnan(info["offset_gap"]):
-        numbers["b - log Z"] = info["offset_gap"]
-    return {name: shown(value, 3) for name, value in numbers.items()}
 
 
 def _checked(

@@ -154,7 +154,7 @@ def trajectory_report(
     Raises:
         GeneratorError: the generator is no `PolicyGenerator`.
         DataError: the demonstrations do not fit the program.
-        ProgramError: the density of a draw is not a number.
+        ProgramError: most draws have no density.
     """
     model, policy = fit.model, fit.generator
     if not isinstance(policy, PolicyGenerator):

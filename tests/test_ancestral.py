@@ -182,6 +182,7 @@ def test_a_share_that_is_drawn_again_is_told_once():
 @pytest.mark.parametrize(
     "name", ["LKJ(3, .1)", "Wishart", "LogNormal(0, 30)", "InverseGamma(.01)"]
 )
+@pytest.mark.filterwarnings("ignore:the data:UserWarning")  # draws on an edge are ties
 @pytest.mark.filterwarnings("ignore:.*were on an edge of their support, or had no:UserWarning")
 @pytest.mark.filterwarnings("ignore:Singular sample detected:UserWarning")
 def test_a_fit_over_a_base_on_the_edge_is_finite(name):

@@ -307,6 +307,38 @@ def test_an_interrupt_before_the_fit_is_exit_code_130(run, monkeypatch, capsys):
     assert "Interrupted" in capsys.readouterr().err
 
 
+class Interrupted:
+    """What an import makes of Ctrl-C while a class body is run."""
+
+    def __set_name__(self, owner, name):
+        raise KeyboardInterrupt
+
+
+def in_a_class_body():
+    type("Record", (), {"field": Interrupted()})
+
+
+def in_another_error():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        raise ebm_pp.ProgramError("importing failed") from error
+
+
+def while_another_is_told():
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise OSError("the terminal is gone")
+
+
+@pytest.mark.parametrize("ends", [in_a_class_body, in_another_error, while_another_is_told])
+def test_an_interrupt_that_others_turned_into_an_error_is_one(ends, run, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "read_run", lambda *_: ends())
+    assert cli.main(["diagnose", str(run)]) == 130
+    assert capsys.readouterr().err == "Interrupted: nothing more was written.\n"
+
+
 def test_the_package_runs_as_a_module():
     shown = subprocess.run(
         [sys.executable, "-m", "ebm_pp", "--help"], capture_output=True, text=True, check=True

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import re
 import warnings
 
 import numpy as np
@@ -113,6 +114,12 @@ def test_fine_rounding_is_a_caution(x, words):
     (found,) = found_in(LINE, x)
     assert not found.fatal
     assert words in str(found)
+
+
+def test_a_few_values_may_be_classes():
+    few, more = ((uniform()[:, 0] * k).floor() for k in (5, 6))
+    assert "Classes have no density: leave the column out" in str(found_in(LINE, few)[0])
+    assert "Classes" not in str(found_in(LINE, more)[0])
 
 
 def test_jitter_cures_ties():
@@ -227,6 +234,26 @@ def test_digits_of_logarithms_and_angles():
     pressure = 1e6 + 0.5 * gaussian(3)
     assert keys(found_in(POSITIVE, pressure)) == {"precision"}
     assert keys(found_in(ANGLES, 1e8 + 6 * uniform(2))) == {"precision"}
+
+
+# A turn in radians, turns, hours, degrees, days, minutes of a week, seconds of a day, of a year.
+PERIODS = (2 * math.pi, 1.0, 24.0, 360.0, 365.25, 10_080.0, 86_400.0, 31_557_600.0)
+
+
+@pytest.mark.parametrize("period", PERIODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_angles_are_judged_in_their_own_period(period, dtype):
+    model = model_of(Circle(period=period))
+    for turns in (uniform(), 0.02 * gaussian(1), 0.5 + 0.02 * gaussian(1), 3 + uniform()):
+        assert found_in(model, (period * turns[:, 0]).to(dtype)) == ()
+    (coarse,) = found_in(model, (period * ((12 * uniform()).floor() / 12))[:, 0].to(dtype))
+    assert coarse.kind == "tied_rows"
+    assert f"rounding's width ({period / 12:.3g})" in coarse.advice
+    lost = found_in(model, (period * (1e6 + uniform()))[:, 0].float())
+    (said,) = (finding.text for finding in lost if finding.kind == "precision")
+    spread, offset = map(float, re.search(r"spreads by (\S+) about (\S+),", said).groups())
+    assert 1 < spread / (period / math.sqrt(12)) < 1.5  # a robust scale of a uniform is wider
+    assert offset == pytest.approx(1e6 * period, rel=1e-5)
 
 
 @pytest.mark.parametrize("offset", [3e4, 1e5])

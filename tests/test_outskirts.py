@@ -11,8 +11,8 @@ from torch import nn
 
 import ebm_pp
 from ebm_pp import EnergyModel, FitConfig, diagnose
-from ebm_pp.leak import find_leak
-from ebm_pp.outskirts import END, outskirts, outskirts_of
+from ebm_pp.leak import find_leak, with_lumps_found
+from ebm_pp.outskirts import END, MOST_LUMPS, outskirts, outskirts_of
 from ebm_pp.pool import OUTER, draw_pool
 from ebm_pp.sampling import propose
 
@@ -33,11 +33,13 @@ def test_it_integrates_to_one(far):
     assert total == pytest.approx(1.0, abs=2e-3)  # the widest normal has 6 spreads
 
 
+@pytest.mark.parametrize("lumps", [[], [[2.9, -2.9], [1.0, 1.0]]])
 @pytest.mark.parametrize("circular", [[False, False], [False, True], [True, True]])
-def test_draws_follow_the_density(circular):
+def test_draws_follow_the_density(circular, lumps):
     """E_o[1 / o] over a box is its volume."""
     z = torch.randn(500, 2, dtype=F64).clamp(-3, 3)
     o = outskirts(torch.tensor(circular), z, 2 * torch.randn(500, 2, dtype=F64))
+    o = o.with_lumps(torch.tensor(lumps, dtype=F64).reshape(-1, 2))
     draws = o.sample(200_000)
     inside = (draws.abs() < 3.0).all(1)
     ratio = torch.where(inside, (-o.log_prob(draws)).exp(), 0.0)
@@ -111,12 +113,32 @@ def test_the_stated_error_of_a_share_is_neither_too_small_nor_too_large():
     for seed in range(60):
         torch.manual_seed(seed)
         weights = propose(fit, 2000).log_weights
-        leak = find_leak(fit.model, fit.generator, outer, weights, weights.logsumexp(0).item()
-                         - math.log(2000))  # fmt: skip
+        log_z = weights.logsumexp(0).item() - math.log(2000)
+        leak = find_leak(fit.model, fit.generator, outer, weights, log_z, 2000)
         z.append((leak.share - 0.15) / leak.standard_error)
     z = torch.tensor(z)
     assert 0.7 < z.std().item() < 1.4
     assert abs(z.mean().item()) < 0.5
+
+
+def test_lumps_that_a_round_finds_have_draws_in_the_next_pool_and_stay():
+    fit = exact(lumpy(6.0, 0.15), normal(0.0, 1.0), normal(0.0, 1.5))
+    outer = outskirts_of(fit.model, rows(normal(0.0, 1.0), 2000))
+    torch.manual_seed(0)
+    weights = propose(fit, 2000).log_weights
+    log_z = weights.logsumexp(0).item() - math.log(2000)
+    found = with_lumps_found(fit.model, fit.generator, outer, weights, log_z)
+    assert 8 < len(found.lumps) <= MOST_LUMPS // 2
+    at = found.lumps.median(0).values
+    inside = [((o.sample(4000) - at).abs() < 1.0).all(1).double().mean() for o in (outer, found)]
+    assert inside[0] < 0.05 < 0.3 < inside[1]
+    clean = exact(normal(0.0, 1.0), normal(0.0, 1.0), normal(0.0, 1.5))
+    weights = propose(clean, 2000).log_weights
+    again = with_lumps_found(clean.model, clean.generator, found, weights, log_z)
+    assert torch.equal(again.lumps, found.lumps)
+    twice = with_lumps_found(fit.model, fit.generator, found, weights, log_z)
+    assert len(twice.lumps) > len(found.lumps)
+    assert torch.equal(twice.lumps[-len(found.lumps) :], found.lumps)
 
 
 @pytest.mark.parametrize("height", [49.0, 800.0, 5000.0])
@@ -174,6 +196,21 @@ def test_the_outskirts_of_the_training_rows_are_kept_and_saved(tmp_path):
     for one, two in zip(fit.outskirts, again.outskirts, strict=True):
         assert torch.equal(one, two)
     assert str(diagnose(fit, data, n=500)) == str(diagnose(again, data, n=500))
+
+
+@pytest.mark.parametrize("far", [0.0, 40.0, 1e7])
+def test_rows_that_the_ways_lead_to_are_known_again(far):
+    z = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    z[7] += far
+    circular = torch.tensor([False, True, False])
+    outer = outskirts(circular, z[:400], None)
+    u = ((z - outer.centre) / outer.spread)[:, ~circular]
+    farthest = u[:400].norm(dim=1).argsort(descending=True)
+    assert outer.among(z[:400])
+    assert outer.among(z[farthest[:2].sort().values])
+    assert not outer.among(z[400:])
+    assert not outer.among(z[farthest[8:]])
+    assert not outer.among(z[farthest[:8]] + 1e-3)
 
 
 def test_without_a_defensive_mixture_there_are_none():

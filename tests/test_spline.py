@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import jacrev, vmap
 
 from ebm_pp.spline import RAW_BOUND, SMALLEST_BIN, rational_quadratic
@@ -225,3 +226,55 @@ def test_no_seam_in_the_inverse_and_in_the_spline_at_its_ends(dtype):
         torch.testing.assert_close(log_slope[0], log_slope[1], rtol=0, atol=1e-4)
         expected = bounded(raw)[12:13] * (-1 if inverse else 1)
         torch.testing.assert_close(log_slope[:1], expected, rtol=0, atol=1e-4)  # not that of x = y
+
+
+def inside_out(x, raw):
+    """Both ways and all gradients, as one list."""
+    raw = raw.detach().clone().requires_grad_()
+    found = [*rational_quadratic(x, raw, BOUND, inverse=False)]
+    found += rational_quadratic(x, raw, BOUND, inverse=True)
+    return [*found, *torch.autograd.grad(sum(out.sum() for out in found), raw)]
+
+
+def in_fake_mode(x, raw):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(inside_out(x, raw)[-1], FakeTensor)
+
+
+def in_inference_mode(x, raw):
+    with torch.inference_mode():
+        rational_quadratic(x, raw, BOUND, inverse=False)
+
+
+def under_vmap(x, raw):
+    vmap(lambda x, raw: rational_quadratic(x, raw, BOUND, inverse=True))(x[None], raw[None])
+
+
+def on_no_device(x, raw):
+    with torch.device("meta"):
+        inside_out(x.to("meta"), raw.to("meta"))
+
+
+def in_place(x, raw):
+    for out in inside_out(x, raw):
+        out.detach().zero_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(
+    "before", [in_fake_mode, in_inference_mode, under_vmap, on_no_device, in_place]
+)
+def test_a_call_in_another_mode_changes_no_later_one(before, dtype):
+    """Sizes that no other test has, so that nothing is kept from one of them."""
+    bins = 41 + (dtype == F64)
+    torch.manual_seed(0)
+    x, raw = 3 * torch.randn(20, dtype=dtype), torch.randn(3 * bins, 20, dtype=dtype)
+    before(x, raw)
+    found = inside_out(x, raw)
+    before(x, raw)
+    for one, again in zip(found, inside_out(x, raw), strict=True):
+        assert torch.equal(one, again)
+        assert not one.is_inference()
+    y, log_slope = textbook(x, raw, inverse=False)
+    torch.testing.assert_close(found[0], y, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[1], log_slope, rtol=1e-2, atol=1e-2)

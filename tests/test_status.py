@@ -65,6 +65,43 @@ def test_the_status_is_what_diagnose_says_of_the_training_rows(run):
     assert repr(fit).startswith(fit.status.value)
 
 
+def test_the_status_is_of_the_held_out_rows_too():
+    """Rows of another law, which the training rows know nothing of."""
+    rows, other = data(), {"x": data(1000, 1)["x"] + 0.3}
+    config = RUNS["long enough"]
+    fit = ebm_pp.fit(EnergyModel(Well()), rows, config=config, held_out=data(1000, 1))
+    assert fit.status in GOOD
+    judged = _judged(fit, [rows, other])
+    assert judged.status is Status.UNCONVERGED
+    assert judged.detail == diagnose(fit, other, seed=SEED).verdict
+
+
+class Stiff(nn.Module):
+    """One Gaussian well: what it can't say of two modes, a flow can."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self):
+        x = pyro.sample("x", dist.Normal(0.0, 2.0))
+        pyro.factor("well", -self.w * x.square())
+
+
+def test_rows_of_the_training_that_a_generator_knows_by_heart_are_no_fault_of_the_energy():
+    x = 1.5 * torch.randn(1500, generator=torch.Generator().manual_seed(0)).sign()
+    x = x + 0.4 * torch.randn(1500, generator=torch.Generator().manual_seed(1))
+    config = dataclasses.replace(
+        TINY, rounds=2, generator_steps=0, generator_steps_max=0, warm_start_steps=400,
+        energy_steps=60, energy_lr=0.05,
+    )  # fmt: skip
+    fit = ebm_pp.fit(EnergyModel(Stiff()), {"x": x[:1000]}, config=config)
+    seen = diagnose(fit, {"x": x[:1000]}).evidence.data
+    fresh = diagnose(fit, {"x": x[1000:]}).evidence.data
+    assert (seen.seen, fresh.seen) == (True, False)
+    assert max(seen.gain, fresh.gain) < -0.1
+
+
 def test_the_printed_round_is_the_returned_one():
     rows = data()
     held_out = data(500, 1)
@@ -88,7 +125,7 @@ def test_a_tempered_run_is_not_tempering_where_the_report_is_healthy():
     # The same record of a round beside a generator that has arrived.
     normal = dist.Normal(0.0, 0.1).icdf(torch.linspace(5e-5, 1 - 5e-5, 10_000))
     exact = FlowGenerator(model, {"x": normal})
-    healthy = _judged(dataclasses.replace(lost, generator=exact, status=Status.FINISHED), None)
+    healthy = _judged(dataclasses.replace(lost, generator=exact, status=Status.FINISHED), [])
     assert healthy.status is not Status.TEMPERING
     assert diagnose(healthy, None).ok
 
@@ -99,7 +136,7 @@ def test_many_rejected_draws_have_a_word_in_the_status():
     info = fit.history[-1]
     for share, said in ((0.9 * REJECTED, False), (0.02, True)):
         told = dataclasses.replace(fit, history=({**info, "rejected": share},))
-        judged = _judged(dataclasses.replace(told, best_round=info["round"]), rows)
+        judged = _judged(dataclasses.replace(told, best_round=info["round"]), [rows])
         assert ("no density: rejected" in judged.detail) == said
         assert ("2.00%" in repr(judged)) == said
 
