@@ -92,6 +92,9 @@ def explain_policy(cause: str, found: Evidence, worst: str, gap: Gap) -> tuple[s
             "('causal' if they are stochastic).",
         )
     return "", {
+        "single_draw": f"A single trajectory decides log Z: {found.log_z.value:.3g} with it, "
+        f"{found.log_z.smoothed:.3g} where its weight is smoothed. Neither is to be trusted: "
+        f"raise n to see whether it comes again. {MORE}",
         "undetermined_tail": "The tail of the weights cannot be judged: too few trajectories, or "
         "many with the same weight. Raise n.",
         "offset_gap": "The offset b is far from log Z: the discriminator has not converged. Train "

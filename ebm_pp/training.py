@@ -34,9 +34,12 @@ from ebm_pp.sampling import log_ratio
 from ebm_pp.stored import Data, at_most, representative
 from ebm_pp.surroundings import as_called, trainable
 
+DRAWS = 4000  # that judge the returned round
 SEED = 1  # of the draws that judge the returned round; no other draws of the run share it
 # Problems of `diagnose` that are the energy's or the rows', not the generator's.
-ENERGY = ("leaked_mass", "wrong_factor", "underfit_energy", "offset_gap", *HEADS)
+ENERGY = (
+    "leaked_mass", "wrong_factor", "other_start", "underfit_energy", "offset_gap", *HEADS
+)  # fmt: skip
 
 
 def fit(
@@ -233,8 +236,9 @@ def _judged(result: Fit, given: Sequence[Data]) -> Fit:
     """The fit with the status that its returned parameters deserve, and what is wrong with them.
 
     By `diagnose` on the rows of a pool, those of the training first and then those held out, and
-    on fresh draws, which did not choose the round; of trajectories, whose draws may cost a
-    simulator, by the round's own.
+    on fresh draws, which did not choose the round. Of trajectories, whose draws may cost a
+    simulator, by the round's own; where these look ill it can be the horizon's doing, and of
+    known dynamics `diagnose` is asked, on as many draws as a pool's.
     """
     if not result.returned:
         told = "No round's held-out log-likelihood or log Z was a number."
@@ -242,12 +246,14 @@ def _judged(result: Fit, given: Sequence[Data]) -> Fit:
     (info,) = result.returned
     many = f"{info['rejected']:.2%} of the draws had no density: rejected, weight zero."
     words = [many] if info["rejected"] > REJECTED else []
-    if result.model.layout is not None:
+    layout = result.model.layout
+    if layout is not None and (_healthy(info) or layout.dynamics.opaque):
         status = result.status if _healthy(info) else Status.LAGGING
         return replace(result, status=status, detail=" ".join(words))
+    n = DRAWS if layout is None else result.config.pool
     some: list[Sites | None] = [at_most(rows, result.config.pool) for rows in given]
     try:
-        reports = (diagnose(result, rows, seed=SEED) for rows in some or [None])
+        reports = (diagnose(result, rows, n, seed=SEED) for rows in some or [None])
         report = next((report for report in reports if not report.ok), None)
     except (ProgramError, GeneratorError, DataError) as error:
         return replace(result, status=Status.LAGGING, detail=f"{error}")

@@ -10,7 +10,8 @@ from ebm_pp import diagnostics
 from ebm_pp.density import EnergyModel
 from ebm_pp.diagnostics import diagnose, moment_gaps
 from ebm_pp.errors import DataError
-from ebm_pp.moments import compare_moments, family_threshold, mean_squared_error
+from ebm_pp.moments import Gap, compare_moments, family_threshold, mean_squared_error
+from ebm_pp.policy_verdict import explain_policy
 from ebm_pp.reach import behind_barrier, data_side
 
 PAIR = mixture([-3.0, 3.0])
@@ -145,6 +146,18 @@ def test_a_generator_that_describes_rows_better_than_the_energy(share, flagged):
         assert ("nats a row better" in report.verdict) == flagged
     trained = exact(p, q, n_train=2000)  # on rows that are not known: these may be among them
     assert "underfit_energy" not in diagnose(trained, rows(t, 8000, 0)).problems
+
+
+@pytest.mark.parametrize(
+    "cause",
+    ["narrow_proposal", "heavy_tail", "single_draw", "undetermined_tail", "low_ess",
+     "wrong_factor", "other_start", "offset_gap", "imprecise_log_partition", "poor_mixing"],
+)  # fmt: skip
+def test_every_problem_of_a_policy_has_words(cause):
+    found = diagnose(exact(normal(0.0, 1.0)), rows(normal(0.0, 1.0), 500)).evidence
+    where, text = explain_policy(cause, found, "term effort", Gap(3.0, 0.5))
+    assert text[0].isupper()
+    assert where in ("", "x[0]", "x[1]", "term effort")
 
 
 def test_the_error_of_the_gain_is_that_of_repetitions():
