@@ -180,7 +180,8 @@ class FlowGenerator(nn.Module):
 
         All of q beyond the last number inside a support falls on that number. With the density of
         the number itself, not of the place that was drawn, a ratio p~/q there is that of two
-        functions of x: right where p and q fall alike. It has no gradient: the number is fixed.
+        functions of x: right where p and q fall alike. It has no gradient: the number is fixed. A
+        draw on the edge itself, which nothing accepts, keeps the density of its place.
         """
         here = self._coordinates()
         if not here.bounded:
@@ -192,7 +193,7 @@ class FlowGenerator(nn.Module):
             if not moved.any():
                 return log_q
             again = self.log_prob({name: value[moved] for name, value in x.items()})
-        return log_q.index_put((moved,), again)
+        return log_q.index_put((moved,), torch.where(again.isfinite(), again, log_q[moved]))
 
     @alone()
     def log_prob(self, x: Rows) -> Float[Tensor, " n"]:

@@ -255,10 +255,10 @@ def _rounds(game: Game, held_out: Sites | None, report: Callable[[dict[str, Any]
             if diagnosed or due:
                 game = replace(game, captured=still_right(game.model, game.captured))
             due = diagnosed
-            with game.averaged() as averaged:
-                pool = draw_pool(
-                    averaged, game.generator, data, config.pool, config.base_share, game.outer
-                )
+            # At the parameters in training: a policy may be the soft-optimal one of this model.
+            pool = draw_pool(
+                game.model, game.generator, data, config.pool, config.base_share, game.outer
+            )
             projection = project(game, pool)
             info: dict[str, Any] = {"round": r, **energy_steps(game, pool, projection)}
             refit(game, pool, projection)

@@ -18,8 +18,9 @@ from ebm_pp.circle import Circle
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import GeneratorError
-from ebm_pp.generator import FlowGenerator, _codes, _moved, tilt
+from ebm_pp.generator import FlowGenerator, _codes, _moved
 from ebm_pp.sampling import log_partition
+from ebm_pp.tilting import tilt
 from ebm_pp.training import Status, fit
 
 F64 = torch.float64

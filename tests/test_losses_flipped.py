@@ -30,7 +30,7 @@ FLIPS = {
     "forward KL: value": ("return -(torch.softmax", "return (torch.softmax"),
     "forward KL: 1 / w": ("softmax(log_weights.detach()", "softmax(-log_weights.detach()"),
     "forward KL: live weights": ("softmax(log_weights.detach()", "softmax(log_weights"),
-    "generalised: plus log q": ("exp() - weights * log_q", "exp() + weights * log_q"),
+    "generalised: plus log q": ("exp() - known", "exp() + known"),
     "generalised: minus q / m": ("((log_q - log_q_drawn)", "(-(log_q - log_q_drawn)"),
     "generalised: 1 / w": ("weights = log_weights.detach()", "weights = -log_weights.detach()"),
     "generalised: live weights": ("weights = log_weights.detach()", "weights = log_weights"),
