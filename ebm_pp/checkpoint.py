@@ -47,7 +47,8 @@ def save(fit: Fit, path: str | Path) -> None:
     """
     if not isinstance(fit, Fit):
         raise ProgramError(
-            f"save was given a {type(fit).__name__}; expected a fit.\n  Pass what fit(...) returns."
+            f"save was given a {type(fit).__name__}; expected a fit.\n  Pass what "
+            "fit(...) returns."
         )
     path = path_of("save", path)
     generator = fit.generator

@@ -282,8 +282,8 @@ class FlowGenerator(nn.Module):
 
 def _widths(hidden: object) -> tuple[int, ...]:
     """Widths of layers as Python's own numbers."""
-    listed = isinstance(hidden, Iterable) and getattr(hidden, "ndim", 1) == 1
-    if listed and not isinstance(hidden, str | bytes | Mapping):
+    odd = isinstance(hidden, str | bytes | Mapping) or getattr(hidden, "ndim", 1) != 1
+    if isinstance(hidden, Iterable) and not odd:
         return tuple(count("hidden", width, 1, WIDEST) for width in hidden)
     raise DataError(
         f"hidden={hidden!r}; expected a list of widths, (64, 64).\n  One layer is (64,)."

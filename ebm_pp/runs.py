@@ -102,9 +102,9 @@ def require_writable(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{out}: can't be written ({getattr(error, 'strerror', None) or error}).\n  Name a folder that you may "
-            "write to."
+            f"{out}: can't be written ({why}).\n  Name a folder that you may write to."
         ) from error
 
 

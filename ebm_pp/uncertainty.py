@@ -259,7 +259,7 @@ def _names(endings: object) -> list[str]:
     """A list of names; one alone is a list of one."""
     if isinstance(endings, str):
         return [endings]
-    if isinstance(endings, Iterable) and getattr(endings, "ndim", 1):
+    if isinstance(endings, Iterable) and getattr(endings, "ndim", 1) == 1:
         listed = [*endings]
         if all(isinstance(name, str) for name in listed):
             return listed
