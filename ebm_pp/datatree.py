@@ -36,6 +36,7 @@ import dataclasses
 import enum
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -214,7 +215,9 @@ def _tree(
             name: rows + known.get(name, [f"{name}_dim_{i}" for i in range(value.ndim - leading)])
             for name, value in variables.items()
         }
-        made = arviz_base.from_dict({group: variables}, dims=dims, coords=coords)
+        with warnings.catch_warnings():  # of fewer draws than chains: the caller asked for them
+            warnings.filterwarnings("ignore", "Found chain dimension to be longer", UserWarning)
+            made = arviz_base.from_dict({group: variables}, dims=dims, coords=coords)
         tree[group] = made[group]
     return tree
 

@@ -91,9 +91,7 @@ SEEDS = {
         ebm_pp.standard_errors(fitted(), rows(), ["w"], n=100, seed=v)
     ),
     "to_datatree": lambda v: str(tree(seed=v)["x"].values),
-    "neutra_hmc": lambda v: (
-        ebm_pp.neutra_hmc(fitted(), 2, 1, 0, max_tree_depth=1, seed=v).values
-    ),
+    "neutra_hmc": lambda v: ebm_pp.neutra_hmc(fitted(), 2, 1, 0, max_tree_depth=1, seed=v).values,
 }
 ARGUMENTS = {f"{name} seed": call for name, call in SEEDS.items()} | {
     "importance_sample n": lambda v: ebm_pp.importance_sample(fitted(), v, seed=0),
@@ -202,7 +200,9 @@ setting = (
     | st.integers(-2, 10**13)
     | st.floats()
     | st.floats(width=32).map(np.float32)
-    | st.sampled_from(["discriminator", "importance", "causal", "reverse_kl", "gradient", "jensen"])
+    | st.sampled_from(
+        ["discriminator", "importance", "causal", "reverse_kl", "gradient", "jensen"]
+    )
     | st.fractions()
     | st.decimals()
 )

@@ -136,9 +136,7 @@ def test_the_same_numbers_in_any_container_give_the_same_answer(table, one, othe
 
 
 @weighing(1)
-@given(
-    tables(st.integers(-100, 100), st.integers(1, 100)), st.sampled_from(sorted(INTEGERS))
-)
+@given(tables(st.integers(-100, 100), st.integers(1, 100)), st.sampled_from(sorted(INTEGERS)))
 def test_whole_numbers_of_any_type_give_the_same_answer(table, kind):
     given_ = {name: INTEGERS[kind](value) for name, value in table.items()}
     for door in doors().values():
