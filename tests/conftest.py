@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, configuration, settings
@@ -11,7 +13,13 @@ SUITE = settings(
     suppress_health_check=list(HealthCheck),
 )
 settings.register_profile("suite", SUITE)
-settings.register_profile("long", SUITE, derandomize=False, max_examples=150, print_blob=True)
+settings.register_profile(
+    "long",
+    SUITE,
+    derandomize=False,
+    max_examples=int(os.environ.get("FUZZ", "150")),
+    print_blob=True,
+)
 settings.load_profile("suite")
 
 

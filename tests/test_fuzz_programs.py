@@ -217,8 +217,6 @@ class Target:
 @weighing(3)
 @given(exact, real, st.integers(2, 300), st.integers(0, 99))
 def test_log_z_is_the_scale_where_the_generator_is_the_density(sites, shift, n, seed):
-    base = {k: LAWS[kind](a, b, m, s) for k, (kind, s, a, b, _, _, m) in sites.items()}
-    target = {k: LAWS[kind](a, b, m + 0.25, s) for k, (kind, s, _, _, a, b, m) in sites.items()}
     label = "c" * (1 + max(map(len, sites)))
 
     def program():
@@ -227,6 +225,10 @@ def test_log_z_is_the_scale_where_the_generator_is_the_density(sites, shift, n, 
         pyro.factor(label, sum(gaps) + shift)
 
     with as_users_call(), double():
+        base = {k: LAWS[kind](a, b, m, s) for k, (kind, s, a, b, _, _, m) in sites.items()}
+        target = {
+            k: LAWS[kind](a, b, m + 0.25, s) for k, (kind, s, _, _, a, b, m) in sites.items()
+        }
         try:
             model = EnergyModel(program)
         except ProgramError as error:  # both are the uniform law of the circle
