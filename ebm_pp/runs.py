@@ -168,7 +168,7 @@ def _settings(out: Path) -> dict[str, str]:
         text = {name: str(settings[name]) for name in ("program", "seed")}
         if "sha256" in settings:
             text |= {name: str(settings[name]) for name in ("absolute", "from_run", "sha256")}
-        FitConfig(seed=int(settings["seed"]))
+        FitConfig(seed=settings["seed"])  # a flag or a fraction is none
     except (ValueError, LookupError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{run}: damaged ({first_line(error)}).\n  Fit again, or take the folder from a copy."

@@ -2,24 +2,19 @@
 
 import dataclasses
 import functools
-import math
-from decimal import Decimal
-from fractions import Fraction
 
 import numpy as np
-import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import xarray
-from fuzzing import ODD, as_users_call, odd, same, tried, weighing
+from fuzzing import as_users_call, odd, same, tried, weighing
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
 import ebm_pp
-from ebm_pp import FitConfig, Status
+from ebm_pp import FitConfig
 
 
 class Program(nn.Module):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gzip
 import io
 import json
 import math
@@ -15,14 +14,13 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
-from fuzzing import NAMES, OURS, as_users_call, names, odd, same, tried, weighing
+from fuzzing import as_users_call, names, odd, same, tried, weighing
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fuzz_entrance import Program, draws, fitted, rows
+from test_fuzz_entrance import Program, fitted, rows
 
 import ebm_pp
-from ebm_pp import CheckpointError, DataError, EnergyModel, cli, files
-from ebm_pp.runs import read_run, write_run
+from ebm_pp import EnergyModel, cli, files
 
 SCRATCH = tempfile.TemporaryDirectory(prefix="ebm_pp_fuzz_")
 HERE = Path(SCRATCH.name)

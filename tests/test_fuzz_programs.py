@@ -1,14 +1,12 @@
 """Programs of any sites and factors, against Pyro's own trace, closed forms and autograd."""
 
-import copy
 import math
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from fuzzing import OURS, as_users_call, names, same, tried, weighing
+from fuzzing import as_users_call, names, same, weighing
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import by_trace, double

@@ -7,16 +7,15 @@ from fractions import Fraction
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 import xarray
-from fuzzing import OURS, as_users_call, same, tried, weighing
+from fuzzing import as_users_call, same, weighing
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fuzz_entrance import TINY, Program, fit, fitted, rows, small
+from test_fuzz_entrance import fitted
 
 import ebm_pp
-from ebm_pp import DataError, FitConfig, Status
+from ebm_pp import DataError
 
 
 def frame(x):
