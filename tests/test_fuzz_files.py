@@ -42,7 +42,7 @@ sites = st.dictionaries(names, st.sampled_from([(), (1,), (2,), (3,), (2, 2)]), 
                         max_size=3)  # fmt: skip
 
 
-@weighing(5)
+@weighing(2)
 @given(sites, st.integers(1, 5), st.sampled_from(KINDS), st.data())
 def test_rows_written_are_read_back_whole(shapes, n, kind, data):
     model = model_of(tuple(shapes.items()))
@@ -112,7 +112,7 @@ def test_a_damaged_table_is_refused_by_its_path_or_gives_numbers(kind, content, 
 
 cell = st.one_of(
     st.sampled_from(["", "1", "-2.5", "1e5", "nan", "inf", "a", "1,5", '"', "NA", " 3 ", "0x10",
-                     "1_000", "True", "2020-01-01", "1;2", "\ufeff", "１", "−1", "1e400"]),
+                     "1_000", "True", "2020-01-01", "1;2", "\ufeff", "\uff11", "\u22121", "1e400"]),
     st.floats(-5, 5).map(str), st.text(max_size=3),
 )  # fmt: skip
 header = st.lists(
@@ -194,11 +194,11 @@ def places(content, depth=2):
             yield from ((name, *more) for more in places(value, depth - 1))
 
 
-safe = odd.filter(lambda v: isinstance(v, str | int | float | type(None) | list | tuple | dict)
-                  or isinstance(v, torch.Tensor))  # fmt: skip
+SAVED = (str, int, float, type(None), list, tuple, dict, torch.Tensor)
+safe = odd.filter(lambda v: isinstance(v, SAVED))
 
 
-@weighing(6)
+@weighing(2)
 @given(st.data(), safe)
 def test_a_fit_with_another_setting_is_refused_by_its_path_or_works(data, value):
     saved()
@@ -263,7 +263,7 @@ json_ = st.recursive(
 )  # fmt: skip
 
 
-@weighing(6)
+@weighing(2)
 @given(st.sampled_from(["fit.pt", "held_out.npz", "run.json", "groups.npy"]), st.data())
 def test_a_command_says_which_file_of_a_run_is_damaged(name, data):
     folder = HERE / "hurt"
@@ -326,8 +326,8 @@ LINES = [
     "import torch", "raise ValueError('no')", "x = ", "def Program(): pass", "Program = 3",
     "class Program:\n    pass", "class Program:\n    def __init__(self, n): pass",
     "import no_such_module", "exit(3)", "Program = None", "from nowhere import *", "\0",
-    "class Program:\n    def __call__(self): return 1", "1/0", "raise SystemExit", "Program = print",
-    "def Program(n): pass", "import pyro\ndef Program():\n    pyro.sample(3, 4)",
+    "class Program:\n    def __call__(self): return 1", "1/0", "raise SystemExit",
+    "Program = print",    "def Program(n): pass", "import pyro\ndef Program():\n    pyro.sample(3, 4)",
 ]  # fmt: skip
 
 

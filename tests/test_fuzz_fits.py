@@ -96,7 +96,7 @@ def parameters(fit):
     }
 
 
-@weighing(5)
+@weighing(1)
 @given(data(), SETTINGS, st.booleans())
 def test_a_fit_ends_with_a_status_or_an_error_of_ours(rows, settings, held):
     held_out = {name: value[: len(value) // 2 + 1] for name, value in rows.items()}
@@ -142,7 +142,7 @@ def judged(fit, rows):
     tried(ebm_pp.to_datatree, fit, data=rows, n=40)
 
 
-@weighing(2)
+@weighing(0.5)
 @given(SETTINGS)
 def test_a_given_density_is_fitted_or_refused(settings):
     def program():
