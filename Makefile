@@ -9,11 +9,12 @@ CANDIDATES := python3.11 python3.12 python3.13 python3 python
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format experiments bench bench-full docs clean
+.PHONY: help demo test fuzz lint format experiments bench bench-full docs clean
 
 help:
 	@echo "make demo         fit the wind model, print its report, write runs/wind/"
 	@echo "make test         run the test suite"
+	@echo "make fuzz         thousands of random inputs, others every time (half an hour or more)"
 	@echo "make lint         ruff and mypy"
 	@echo "make experiments  rerun every experiment and rewrite experiments/results/"
 	@echo "make bench        models from data against other libraries, short (under 15 minutes)"
@@ -26,6 +27,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto
+
+# SEED=... repeats a run, FUZZ=... sets how many inputs a property of weight 1 gets.
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+fuzz: $(STAMP)
+	@echo "make fuzz SEED=$(SEED) repeats this"
+	FUZZ=$(or $(FUZZ),50) $(BIN)/python -m pytest tests/test_fuzz_*.py -n auto \
+	  --hypothesis-profile=long --hypothesis-seed=$(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

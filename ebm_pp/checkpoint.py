@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel
-from ebm_pp.errors import CheckpointError
-from ebm_pp.files import first_line, writing
+from ebm_pp.errors import CheckpointError, ProgramError
+from ebm_pp.files import first_line, path_of, there, writing
 from ebm_pp.findings import Finding
 from ebm_pp.fitted import Fit, Status
 from ebm_pp.generator import FlowGenerator, Generator
@@ -43,7 +43,14 @@ def save(fit: Fit, path: str | Path) -> None:
 
     Raises:
         DataError: it can't be written.
+        ProgramError: `fit` is none.
     """
+    if not isinstance(fit, Fit):
+        raise ProgramError(
+            f"save was given a {type(fit).__name__}; expected a fit.\n  Pass what "
+            "fit(...) returns."
+        )
+    path = path_of("save", path)
     generator = fit.generator
     content = {
         "ebm_pp": FORMAT,
@@ -65,7 +72,7 @@ def save(fit: Fit, path: str | Path) -> None:
         "findings": [dataclasses.asdict(finding) for finding in fit.findings],
     }
     # At once: whoever is killed meanwhile leaves the old file whole.
-    with writing(Path(path)) as part, part.open("wb") as file:
+    with writing(path) as part, part.open("wb") as file:
         torch.save(content, file)
 
 
@@ -88,8 +95,9 @@ def load(
 
     Raises:
         CheckpointError: the file is none of ours, or its parameters don't fit the program.
+        DataError: `path` is no path.
     """
-    path = Path(path)
+    path = path_of("load", path)
     content = _read(path)
     model = EnergyModel(program, *args, **kwargs).to(_dtype(content["dtype"], path))
     if content.get("soft_value") is not None and model.layout is not None:
@@ -193,7 +201,7 @@ def _soft_value_settings(soft_value: SoftValue | None) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not there(path):
         raise CheckpointError(
             f"{path}: no such file; expected a fit that `save` wrote.\n  Check the path."
         )

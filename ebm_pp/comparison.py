@@ -24,7 +24,7 @@ from ebm_pp.errors import DataError
 from ebm_pp.labels import Labels, rows_and_labels
 from ebm_pp.moments import mean_squared_error
 from ebm_pp.partition import log_partition_from_weights
-from ebm_pp.sampling import Fitted, log_density_of, propose, seeded
+from ebm_pp.sampling import Fitted, log_density_of, propose, require_fit, seeded
 
 STEPS = 1000  # of the weights' fixed point
 
@@ -65,6 +65,13 @@ def compare(
     Examples:
         >>> compare({"energy": result, "other": other}, held_out)  # doctest: +SKIP
     """
+    if not isinstance(fits, Mapping):
+        raise DataError(
+            f"compare was given a {type(fits).__name__}; expected a dict of fits by name.\n  Pass "
+            '{"one": fit, "other": other_fit}.'
+        )
+    for name, fit in fits.items():
+        require_fit(f"compare: {name!r}", fit)
     if len(fits) < 2:
         raise DataError(
             f"compare: got {len(fits)} fits; expected two or more, by name.\n  Pass "

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 import numpy as np
 
+from ebm_pp.counts import MANY, count
 from ebm_pp.errors import ConfigError
 
 Objective = Literal[
@@ -36,7 +37,6 @@ class Range(NamedTuple):
         return f"{'above' if self.open else 'from'} {self.low:g} to {self.high:g}"
 
 
-MANY = 10**12
 Count = Annotated[int, Range(1, MANY)]
 CountOrNone = Annotated[int, Range(0, MANY)]
 Share = Annotated[float, Range(0.0, 1.0)]
@@ -143,7 +143,11 @@ class FitConfig:
             horizon: T.
             opaque: whether every draw costs steps of a simulator.
             **changes: fields to set otherwise.
+
+        Raises:
+            DataError: the horizon is no whole number from 1 on.
         """
+        horizon = count("horizon", horizon)
         steps = 16_000 if opaque else 64_000  # of the dynamics, a round
         defaults: dict[str, Any] = {
             "pool": max(steps // horizon, 32), "batch": max(min(4_000 // horizon, 512), 32),

@@ -36,6 +36,7 @@ import dataclasses
 import enum
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -49,7 +50,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ebm_pp.counts import steps_each
+from ebm_pp.counts import count, seed_of, steps_each
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.evidence import Diagnosable, cost_features
@@ -63,6 +64,7 @@ from ebm_pp.sampling import (
     log_density_of,
     metropolis,
     propose,
+    require_fit,
     resample,
     seeded,
     slices,
@@ -135,6 +137,9 @@ def to_datatree(
             "to_datatree: uncertainty came without a fit and data; expected both.\n"
             "  Pass the fit and the rows it was trained on: to_datatree(fit, data=rows, ...)."
         )
+    if not isinstance(source, Chains | Draws):
+        require_fit("to_datatree", source)
+    seed, chains = seed_of(seed), count("chains", chains)
     attributes: dict[str, Any] = {"seed": "none" if seed is None else seed}
     model = None if isinstance(source, Chains | Draws) else source.model
     rows = None
@@ -210,7 +215,9 @@ def _tree(
             name: rows + known.get(name, [f"{name}_dim_{i}" for i in range(value.ndim - leading)])
             for name, value in variables.items()
         }
-        made = arviz_base.from_dict({group: variables}, dims=dims, coords=coords)
+        with warnings.catch_warnings():  # of fewer draws than chains: the caller asked for them
+            warnings.filterwarnings("ignore", "Found chain dimension to be longer", UserWarning)
+            made = arviz_base.from_dict({group: variables}, dims=dims, coords=coords)
         tree[group] = made[group]
     return tree
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ebm_pp.arrays import real_numbers
+from ebm_pp.counts import count
 from ebm_pp.dynamics import Space
 from ebm_pp.errors import DataError
 from ebm_pp.trajectory import Layout, replay
@@ -163,8 +164,7 @@ def pad(states: Trajectories, actions: Trajectories, horizon: int) -> dict[str, 
         DataError: there are none, their numbers or shapes differ, or one is longer than the
             horizon or has not one state more than actions.
     """
-    if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
-        raise DataError(f"horizon is {horizon!r}; expected a whole number of actions, 1 or more.")
+    horizon = count("horizon", horizon)
     paths = [_coordinates(path, i) for i, path in enumerate(_in_order(states, states))]
     taken = enumerate(_in_order(actions, states))
     moves = [_numbers(steps, f"trajectory {i}: actions") for i, steps in taken]
@@ -206,7 +206,7 @@ def _in_order(parts: Trajectories, first: Trajectories) -> list[Any]:
         )
     if isinstance(parts, Mapping):
         return [parts[name] for name in first]
-    if not hasattr(parts, "__iter__") or isinstance(parts, str):
+    if not hasattr(parts, "__iter__") or isinstance(parts, str) or getattr(parts, "ndim", 1) == 0:
         raise DataError(
             f"trajectories are {type(parts).__name__}; expected a list of arrays, one each.\n"
             "  Pass pad([states], [actions], horizon)."

@@ -101,7 +101,7 @@ class EnergyModel(nn.Module):
                 f"the program is {program!r}; expected a function or module that declares one "
                 "draw.\n  Most likely a class, or the result of a call: pass an instance."
             )
-        if batching not in ("auto", "vmap", "plate", "loop"):
+        if not isinstance(batching, str) or batching not in ("auto", "vmap", "plate", "loop"):
             raise ProgramError(f"batching is {batching!r}; expected auto, vmap, plate or loop.")
         self.program: Callable[..., object] = program
         self.args, self.kwargs = args, kwargs

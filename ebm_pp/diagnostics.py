@@ -35,7 +35,7 @@ from ebm_pp.moments import Gap, family_threshold, moment_gaps
 from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
 from ebm_pp.policy_verdict import explain_policy, healthy_policy, policy_rows
 from ebm_pp.rows import Row, as_html, as_text, shown
-from ebm_pp.sampling import seeded
+from ebm_pp.sampling import require_fit, seeded
 
 __all__ = [
     "ChainStatistics",
@@ -139,6 +139,7 @@ def diagnose(
     Source: Vehtari et al. 2024, arXiv:1507.02646 (weights); Grosse et al. 2015, arXiv:1511.02543
     (bounds on log Z).
     """
+    require_fit("diagnose", fit)
     with seeded(seed):
         found = measure(fit, data, n, CHAINS, groups)
     found = replace(found, findings=findings_of(fit, data))

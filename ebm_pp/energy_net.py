@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ebm_pp.arrays import real_numbers
+from ebm_pp.counts import count, number
 from ebm_pp.errors import DataError, ProgramError
 from ebm_pp.location import location_and_scale
 from ebm_pp.stored import MOST_ROWS, Stored, some_rows
 
+WIDEST = 10**6  # units of a layer, or features, that can be made
 FLATNESS = 0.5  # rho at the start, times sqrt(d): the sum over d coordinates varies by about this
 
 
@@ -47,7 +49,7 @@ class EnergyNet(nn.Module):
 
     Raises:
         DataError: rows are no table of real numbers, a value is missing or infinite, a column is
-            constant, or there are fewer than two rows.
+            constant, or there are fewer than two rows; or a number is out of its range.
         ProgramError: `forward` is given another number of features.
 
     Examples:
@@ -71,10 +73,11 @@ class EnergyNet(nn.Module):
         curved: bool | None = None,
     ) -> None:
         super().__init__()
+        width, depth = count("width", width, 1, WIDEST), count("depth", depth, 0, WIDEST)
+        waves, wells = count("waves", waves, 0, WIDEST), count("wells", wells, 0, WIDEST)
+        frequency = number("frequency", frequency, 0.0, 1e30)
         if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
-            if rows < 1:
-                raise DataError(f"EnergyNet was given d={rows}; expected 1 feature at least.")
-            rows = torch.randn(max(wells, 1), int(rows))
+            rows = torch.randn(max(wells, 1), count("EnergyNet's d", rows, 1, WIDEST))
             loc, scale = torch.zeros_like(rows[0]), torch.ones_like(rows[0])
         else:
             rows, names = _table(rows)

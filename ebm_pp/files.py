@@ -75,7 +75,7 @@ def program_file(spec: str, folder: Path | None = None) -> Path | None:
     where = spec.rpartition(":")[0]
     inside = where if where.endswith(".py") else f"{where.replace('.', '/')}.py"
     file = (Path() if folder is None else folder) / inside
-    return file if where and file.is_file() else None
+    return file if where and there(file) else None
 
 
 def _module(spec: str, where: str, folder: Path) -> ModuleType:
@@ -122,8 +122,8 @@ def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:
             two, or text in one.
     """
     kind = _ending(path)
-    if not path.is_file():
-        what = "a folder; expected a file" if path.is_dir() else "no such file"
+    if not there(path):
+        what = "a folder; expected a file" if os.path.isdir(path) else "no such file"
         raise DataError(f"{path}: {what}.\n  Check the path.")
     if kind == ".npz":
         return _read_arrays(path, model)
@@ -143,6 +143,26 @@ def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:
         name: _site(table, name, labels[name], path).reshape(len(table), *site.shape)
         for name, site in model.sites.items()
     }
+
+
+def path_of(what: str, path: object) -> Path:
+    """A path of whatever a caller names a file by.
+
+    Raises:
+        DataError: it is none.
+    """
+    name = os.fsdecode(path) if isinstance(path, bytes) else path
+    if isinstance(name, str | os.PathLike) and name != "":
+        return Path(name)
+    raise DataError(f"{what}: the path is {path!r}; expected text or a Path.\n  Name a file.")
+
+
+def there(path: Path) -> bool:
+    """Whether there is such a file; of no name that a file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a character that no name can have
+        return False
 
 
 def _ending(path: Path) -> str:
@@ -324,8 +344,13 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         DataError: the system does not allow it.
     """
-    path = path.resolve()  # a link stays one
-    beside = path.with_name(f".{os.getpid()}.{path.name[-200:]}")
+    try:
+        path = path.resolve()  # a link stays one
+        beside = path.with_name(f".{os.getpid()}.{path.name[-200:]}")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: no name that a file can have ({error}).\n  Name another place."
+        ) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

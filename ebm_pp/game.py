@@ -253,7 +253,7 @@ def start(
     config: FitConfig,
 ) -> Game:
     """The players, the generator warm-started on the data by maximum likelihood."""
-    generator = generator or _default_generator(model, data, config)
+    generator = _default_generator(model, data, config) if generator is None else generator
     config = resolve(config, model, generator)
     check_generator(model, generator, config, data is not None)
     offset = torch.zeros((), dtype=model.dtype, device=model.device)

@@ -13,6 +13,7 @@ and periodic splines, and their base density is uniform.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from itertools import chain, combinations
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,14 +24,16 @@ from torch.distributions import Normal, StudentT
 
 from ebm_pp.circle import wrap
 from ebm_pp.coordinates import Coordinates
+from ebm_pp.counts import count, number
 from ebm_pp.coupling import LOG_SCALE_BOUND, Coupling
 from ebm_pp.density import EnergyModel, Rows, Sites
-from ebm_pp.errors import GeneratorError
+from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.location import location_and_scale
 from ebm_pp.moments import coordinate_names
 from ebm_pp.stored import representative
 from ebm_pp.surroundings import alone
 
+LAYERS, WIDEST = 1000, 10**6  # of a flow that can be made
 ROUNDED = 1e-3  # of a unit of z, or of the flow's scale: draws that rounding moved farther
 
 
@@ -84,7 +87,8 @@ class FlowGenerator(nn.Module):
             a funnel; less keeps the inverse finite where the data are few.
 
     Raises:
-        DataError: `start` does not fit the program.
+        DataError: `start` does not fit the program; a number is none, or out of its range.
+        ProgramError: `model` is no EnergyModel.
         GeneratorError: unknown base; a coordinate of `start` without spread; a trajectory.
     """
 
@@ -109,13 +113,22 @@ class FlowGenerator(nn.Module):
         log_scale: float = LOG_SCALE_BOUND,
     ) -> None:
         super().__init__()
+        if not isinstance(model, EnergyModel):
+            raise ProgramError(
+                f"FlowGenerator was given a {type(model).__name__}; expected an EnergyModel.\n"
+                "  Wrap the program: FlowGenerator(EnergyModel(program))."
+            )
         plane = model.dim <= 2
         if splines is None:
             splines = 2 if plane else 4 if model.dim <= _n_codes(4) else 5
+        affine, splines = count("affine", affine, 0, LAYERS), count("splines", splines, 0, LAYERS)
         moved = _moved(model.dim, affine, splines)
-        bins = bins if bins is not None else (32 if plane else 8)
-        hidden = tuple(hidden if hidden is not None else (128, 128) if plane else (64, 64))
-        if base not in ("normal", "student_t"):
+        bins = count("bins", bins if bins is not None else (32 if plane else 8), 1, WIDEST)
+        hidden = _widths(hidden if hidden is not None else (128, 128) if plane else (64, 64))
+        scale = number("scale", scale, 0.0, 1e30, open=True)
+        bound = number("bound", bound, 0.0, 1e30, open=True)
+        log_scale = number("log_scale", log_scale, 0.0, 80.0)
+        if not isinstance(base, str) or base not in ("normal", "student_t"):
             raise GeneratorError(f"base={base!r}; expected 'normal' or 'student_t'.")
         if model.layout is not None:
             raise GeneratorError(
@@ -265,6 +278,16 @@ class FlowGenerator(nn.Module):
         if self.has_angles:
             log_line = torch.where(self.circular, -math.log(2 * math.pi), log_line)
         return log_line.sum(-1)
+
+
+def _widths(hidden: object) -> tuple[int, ...]:
+    """Widths of layers as Python's own numbers."""
+    odd = isinstance(hidden, str | bytes | Mapping) or getattr(hidden, "ndim", 1) != 1
+    if isinstance(hidden, Iterable) and not odd:
+        return tuple(count("hidden", width, 1, WIDEST) for width in hidden)
+    raise DataError(
+        f"hidden={hidden!r}; expected a list of widths, (64, 64).\n  One layer is (64,)."
+    )
 
 
 def _standardise(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ebm_pp.counts import count
 from ebm_pp.errors import GeneratorError
-from ebm_pp.sampling import Chains, Fitted, log_density_of, seeded
+from ebm_pp.sampling import Chains, Fitted, log_density_of, require_fit, seeded
 from ebm_pp.surroundings import trainable
 
 __all__ = ["neutra_hmc"]
@@ -51,6 +51,7 @@ def neutra_hmc(
 
     Source: Hoffman et al. 2019, arXiv:1903.03704.
     """
+    require_fit("neutra_hmc", fit)
     to_sites = getattr(fit.generator, "latent_to_sites", None)
     if to_sites is None:
         raise GeneratorError(

@@ -290,7 +290,7 @@ def _watched(
 
 def _chain_summary(watched: Float[Tensor, "n k"], log_weights: Tensor) -> dict[str, float]:
     """r-hat, effective draws, mcse in sd, of the worst column watched."""
-    if not (log_weights > -math.inf).any():
+    if not (log_weights > -math.inf).any() or len(log_weights) < CHAINS:
         return dict.fromkeys(("acceptance", "min_ess", "max_rhat", "max_mcse"), math.nan)
     if watched.shape[1] > WATCHED:  # those that the weights move most
         shares = torch.softmax(log_weights, 0)

@@ -23,6 +23,7 @@ from ebm_pp.files import (
     first_line,
     program_file,
     read_rows,
+    there,
     write_arrays,
     writing,
 )
@@ -100,10 +101,10 @@ def require_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{out}: can't be written ({error.strerror or error}).\n  Name a folder that you may "
-            "write to."
+            f"{out}: can't be written ({why}).\n  Name a folder that you may write to."
         ) from error
 
 
@@ -126,16 +127,16 @@ def _program_of(settings: dict[str, str], out: Path) -> Callable[..., Any]:
         return find_program(spec)
     tried = [out / settings["from_run"], Path(settings["absolute"])]
     tried += [file for file in [program_file(spec)] if file is not None]
-    there = [path for path in tried if path.is_file()]
-    same = [p for p in there if hashlib.sha256(p.read_bytes()).hexdigest() == settings["sha256"]]
-    if not there:
+    found = [path for path in tried if there(path)]
+    same = [p for p in found if hashlib.sha256(p.read_bytes()).hexdigest() == settings["sha256"]]
+    if not found:
         raise CheckpointError(
             f"{out}: the program's file is gone; looked for {[str(path) for path in tried]}.\n"
             "  Put it back beside the run, or where it was."
         )
     if not same:
-        print(f"{there[0]} has changed since this fit was made.", file=sys.stderr)
-    file = (same or there)[0].resolve()
+        print(f"{found[0]} has changed since this fit was made.", file=sys.stderr)
+    file = (same or found)[0].resolve()
     if "." not in where or where.endswith(".py"):
         return find_program(f"{file}:{name}")
     return find_program(spec, file.parents[where.count(".")])  # of a package: from above it
@@ -144,7 +145,7 @@ def _program_of(settings: dict[str, str], out: Path) -> Callable[..., Any]:
 def read_run(out: Path, data: Path | None) -> tuple[Fit, Sites, Labels | None, str, int]:
     """What `fit` wrote: the fit, rows to judge it by, their groups, program and seed."""
     run = out / "run.json"
-    if not run.is_file():
+    if not there(run):
         raise CheckpointError(
             f"{run}: no such file; expected a folder that `ebm-pp fit` wrote.\n  Check the path."
         )
@@ -167,7 +168,7 @@ def _settings(out: Path) -> dict[str, str]:
         text = {name: str(settings[name]) for name in ("program", "seed")}
         if "sha256" in settings:
             text |= {name: str(settings[name]) for name in ("absolute", "from_run", "sha256")}
-        FitConfig(seed=int(settings["seed"]))
+        FitConfig(seed=settings["seed"])  # a flag or a fraction is none
     except (ValueError, LookupError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{run}: damaged ({first_line(error)}).\n  Fit again, or take the folder from a copy."
@@ -181,7 +182,7 @@ def _groups(saved: Path) -> Labels | None:
     Raises:
         CheckpointError: they are damaged.
     """
-    if not saved.is_file():
+    if not there(saved):
         return None
     try:
         return np.load(saved, allow_pickle=False)

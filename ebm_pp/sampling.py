@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ebm_pp.counts import count, steps_each
+from ebm_pp.counts import count, seed_of, steps_each
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Rows, Sites
 from ebm_pp.errors import GeneratorError, ProgramError
@@ -111,9 +111,28 @@ class LogProb(NamedTuple):
     log_partition: Estimate
 
 
+def require_fit(what: str, fit: object) -> None:
+    """Refuses what has neither density nor proposal.
+
+    Raises:
+        ProgramError: naming the function and what it was given.
+    """
+    if not (isinstance(getattr(fit, "model", None), EnergyModel) and hasattr(fit, "generator")):
+        fix = "fit it first, fit(model, data)" if isinstance(fit, EnergyModel) else "pass a fit"
+        raise ProgramError(
+            f"{what} was given a {type(fit).__name__}; expected a fit, or anything with a `model` "
+            f"and a `generator`.\n  Most likely another argument in its place: {fix}."
+        )
+
+
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """A random stream of its own, from `seed` or fresh entropy; the global one stays as it was."""
+    """A random stream of its own, from `seed` or fresh entropy; the global one stays as it was.
+
+    Raises:
+        DataError: the seed is no whole number.
+    """
+    seed = seed_of(seed)
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with alone(), torch.random.fork_rng(devices):
         if seed is None:
@@ -135,6 +154,7 @@ def importance_sample(fit: Fitted, n: int, *, seed: int | None = None) -> Draws:
         DataError: n is below 1.
         ProgramError: most draws have no density.
     """
+    require_fit("importance_sample", fit)
     with seeded(seed):
         proposed = propose(fit, n)
     return Draws(proposed.values, proposed.log_weights, proposed.rejected)
@@ -251,6 +271,11 @@ def resample(draws: Draws, n: int, *, seed: int | None = None) -> Sites:
         {'x': tensor([1., 1., 1.])}
     """
     n = count("n", n)
+    if not isinstance(draws, Draws):
+        raise GeneratorError(
+            f"resample was given a {type(draws).__name__}; expected Draws.\n  Pass "
+            "importance_sample(fit, n)."
+        )
     _require_weight(draws.log_weights)
     weights = torch.softmax(draws.log_weights.double(), 0)
     with seeded(seed):
@@ -278,6 +303,8 @@ def independence_mh(
         GeneratorError: no draw has any weight.
         ProgramError: most draws have no density.
     """
+    require_fit("independence_mh", fit)
+    chains = count("chains", chains)
     with seeded(seed):
         if not isinstance(draws, Draws):
             proposed = propose(fit, draws)
@@ -352,6 +379,7 @@ def log_partition(fit: Fitted, n: int = 4000, *, seed: int | None = None) -> Est
         DataError: n is below 1.
         ProgramError: most draws have no density.
     """
+    require_fit("log_partition", fit)
     return log_partition_from_weights(importance_sample(fit, n, seed=seed).log_weights)
 
 
@@ -372,6 +400,7 @@ def log_prob(fit: Fitted, x: Rows, n: int = 4000, *, seed: int | None = None) ->
         DataError: the rows do not fit the program, or n is below 1.
         ProgramError: most draws have no density.
     """
+    require_fit("log_prob", fit)
     rows = {name: value[:] for name, value in fit.model.stored(x).items()}
     estimate = log_partition(fit, n, seed=seed)
     return LogProb(log_density_of(fit.model, rows) - estimate.value, estimate)

@@ -62,4 +62,9 @@ def tilt(program: Callable[..., Any], flow: FlowGenerator) -> Tilt:
         flow: a generator of the same sites, usually warm-started by maximum likelihood. Pass a
             copy if the same flow is to be trained on.
     """
+    if not callable(program) or not isinstance(flow, nn.Module) or not hasattr(flow, "log_prob"):
+        raise ProgramError(
+            f"tilt was given a {type(program).__name__} and a {type(flow).__name__}; expected a "
+            "program and a FlowGenerator.\n  Pass the program itself, not its EnergyModel."
+        )
     return Tilt(program, flow)

@@ -19,7 +19,7 @@ from ebm_pp.capture import still_right
 from ebm_pp.config import FitConfig
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.diagnostics import REJECTED, diagnose
-from ebm_pp.errors import DataError, GeneratorError, ProgramError
+from ebm_pp.errors import ConfigError, DataError, GeneratorError, ProgramError
 from ebm_pp.evidence import USABLE_ESS, require_density
 from ebm_pp.findings import blamed, look_at, warn
 from ebm_pp.findings_verdict import HEADS
@@ -74,6 +74,7 @@ def fit(
         wrong with the rows is in `findings`; a `UserWarning` names what makes a fit meaningless.
 
     Raises:
+        ConfigError: `config` is no FitConfig, or `callback` no function.
         ProgramError: data are given but the program has no parameters to train.
         DataError: data or held-out rows do not fit the program, or have no density; fewer rows
             than a batch; or no generator can follow a column.
@@ -83,6 +84,16 @@ def fit(
         raise ProgramError(
             f"fit was given a {type(model).__name__}; expected an EnergyModel.\n"
             "  Wrap the program: fit(EnergyModel(program), data)."
+        )
+    if config is not None and not isinstance(config, FitConfig):
+        raise ConfigError(
+            f"fit was given the config {config!r}; expected a FitConfig.\n"
+            "  Make one of settings: FitConfig(rounds=30)."
+        )
+    if callback is not None and not callable(callback):
+        raise ConfigError(
+            f"fit was given the callback {callback!r}; expected a function (round, info).\n"
+            "  Pass the function itself, not what it returns."
         )
     if config is None:
         config = FitConfig() if data is not None else FitConfig.given()

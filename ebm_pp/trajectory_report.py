@@ -29,7 +29,7 @@ from ebm_pp.moments import Gap, compare_moments
 from ebm_pp.partition import bridge, ess_fraction, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.rows import Row, as_html, as_text
-from ebm_pp.sampling import propose, seeded
+from ebm_pp.sampling import propose, require_fit, seeded
 from ebm_pp.step_weights import (
     QUANTILES,
     StepWeights,
@@ -156,6 +156,7 @@ def trajectory_report(
         DataError: the demonstrations do not fit the program.
         ProgramError: most draws have no density.
     """
+    require_fit("trajectory_report", fit)
     model, policy = fit.model, fit.generator
     if not isinstance(policy, PolicyGenerator):
         raise GeneratorError(
@@ -242,7 +243,7 @@ def shaped(model: EnergyModel, x: Sites) -> Float[Tensor, "n T"]:
     Raises:
         ProgramError: the program has no trajectory, or no soft value.
     """
-    if model.layout is None or model.soft_value is None:
+    if not isinstance(model, EnergyModel) or model.layout is None or model.soft_value is None:
         raise ProgramError(
             "shaped: the model has no soft value; expected one fitted with it.\n  Most likely an "
             "objective with one scalar log Z: fit with objective='trajectory' or 'causal'."

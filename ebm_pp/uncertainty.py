@@ -18,7 +18,7 @@ and V = A^-1 / n, the inverse Fisher information. A^-1 [mean_i s(x_i) - sum_j W_
 Newton step from the parameters at hand to the maximum, which says whether the fit has got there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from ebm_pp.labels import Labels, rows_and_labels
 from ebm_pp.pareto import psis, threshold
 from ebm_pp.pool import n_rows
 from ebm_pp.rows import columns_as_html, columns_as_text
-from ebm_pp.sampling import propose, seeded, slices
+from ebm_pp.sampling import propose, require_fit, seeded, slices
 from ebm_pp.surroundings import trainable
 
 MOST = 500  # parameters: their Hessian takes as many backward passes
@@ -166,6 +166,7 @@ def standard_errors(
         parameter            value   standard error  to the maximum  factors
         coupling_weights[0]  0.1339  0.01094         0.0008          coupling
     """
+    require_fit("standard_errors", fit)
     model = fit.model
     if model.layout is not None:
         raise ProgramError(
@@ -230,7 +231,7 @@ def _chosen(model: EnergyModel, endings: Sequence[str] | None) -> dict[str, Tens
     called = {name: readable(name) for name in every}
     found: dict[str, Tensor] = {**every}
     if endings is not None:
-        found = {}
+        endings, found = _names(endings), {}
         for ending in endings:
             fits = [
                 name
@@ -252,6 +253,20 @@ def _chosen(model: EnergyModel, endings: Sequence[str] | None) -> dict[str, Tens
             "that do, parameters=['...']. The others are held fixed."
         )
     return found
+
+
+def _names(endings: object) -> list[str]:
+    """A list of names; one alone is a list of one."""
+    if isinstance(endings, str):
+        return [endings]
+    if isinstance(endings, Iterable) and getattr(endings, "ndim", 1) == 1:
+        listed = [*endings]
+        if all(isinstance(name, str) for name in listed):
+            return listed
+    raise ProgramError(
+        f"standard_errors: parameters={endings!r}; expected a list of names.\n  Take them from "
+        "model.named_parameters(), or leave them out for all."
+    )
 
 
 def readable(name: str) -> str:

@@ -1,5 +1,32 @@
+import os
+
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, configuration, settings
+
+SUITE = settings(
+    max_examples=5,  # of a property of weight 1; see fuzzing.py
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile("suite", SUITE)
+settings.register_profile(
+    "long",
+    SUITE,
+    derandomize=False,
+    max_examples=int(os.environ.get("FUZZ", "150")),
+    print_blob=True,
+)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_kept_by_hypothesis(tmp_path_factory):
+    """It would write what it finds in the source into the working folder."""
+    configuration.set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
 @pytest.fixture(autouse=True)
