@@ -85,7 +85,8 @@ class Report:
             `wrong_factor`, `underfit_energy`, `offset_gap`, `imprecise_log_partition`,
             `poor_mixing`; of trajectories also `other_start` (they start elsewhere than the
             declared law). Before them what makes rows unfit for any density: `constant_column`,
-            `collinear`, `tied_rows`, `repeated_rows`, `far_rows`, `coded_rows`, `precision`.
+            `collinear`, `tied_rows`, `repeated_rows`, `far_rows`, `coded_rows`, `another_unit`,
+            `precision`.
         where: the site, site statistic or term that the first problem is about; empty if none.
         evidence: all measurements.
     """

@@ -11,7 +11,7 @@ model's type. Trajectories are not: their columns may be constant, whole or dete
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,9 +24,10 @@ from ebm_pp.errors import DataError, GeneratorError
 from ebm_pp.far_findings import coded_finding, find_far
 from ebm_pp.far_rows import LEAST, bulk, centre_and_scale
 from ebm_pp.judged import SHOWN, Column, Declared, Finding, as_given, columns_of, few, table_of
-from ebm_pp.program import Sites
+from ebm_pp.program import Site, Sites
 from ebm_pp.stored import MOST_ROWS, Data, some_rows
 from ebm_pp.ties import Relation, Ties, agreement, relations, row_counts, same_order, ties
+from ebm_pp.units import suspected_unit
 
 __all__ = ["Finding", "look_at"]
 
@@ -77,10 +78,12 @@ def look_at(
     moving = [column for column in columns if np.ptp(column.given) > 0]
     if not moving:
         return tuple(_shortened([*map(_constant, constant)]))
+    units = [*_units(model.sites.values(), x, rows)]
     far, away = find_far(moving, called, x)
     near = [_without(column, away) for column in moving]
     found = [
         *map(_constant, constant),
+        *units,
         *_precision(moving),
         *far,
         *_coded(near, called[~away], {name: value[~away] for name, value in x.items()}),
@@ -89,6 +92,21 @@ def look_at(
         *_repeated(moving),
     ]
     return tuple(sorted(_shortened(found), key=lambda finding: not finding.fatal))
+
+
+def _units(sites: Iterable[Site], x: Sites, rows: Data) -> Iterator[Finding]:
+    """Angles that are likely in another unit than their site's."""
+    for site in sites:
+        if not site.circular:
+            continue
+        series = as_given(rows[site.name])[:MOST_ROWS].double()
+        parts = (value.reshape(len(value), -1).T for value in (x[site.name], series))
+        for angle, in_order in zip(*parts, strict=True):
+            suspected = suspected_unit(angle, in_order, site)
+            if suspected is not None:
+                text, advice, fatal = suspected
+                yield Finding("another_unit", site.name, text, advice, fatal)
+                break
 
 
 def _constant(column: Column) -> Finding:

@@ -7,6 +7,7 @@ from ebm_pp.findings import Finding
 
 HEADS = {  # of a verdict, by the kind of the first finding
     "constant_column": "Constant column",
+    "another_unit": "Another unit",
     "collinear": "Columns that determine one another",
     "tied_rows": "Tied rows",
     "repeated_rows": "Repeated rows",

@@ -42,7 +42,7 @@ class Finding:
 
     Attributes:
         kind: `tied_rows`, `repeated_rows`, `constant_column`, `collinear`, `far_rows`,
-            `coded_rows`, `precision` or `whole_numbers`; the key of a fatal one in
+            `coded_rows`, `another_unit`, `precision` or `whole_numbers`; the key of a fatal one in
             `Report.problems`.
         site: the site it is about.
         text: what was found, with names and numbers.

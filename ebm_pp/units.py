@@ -6,14 +6,14 @@ Any real number is an angle, so only what phases never do tells another unit. Th
 * rows that fill a known period, 0 to 360 or -180 to 180, to both ends, the ends as full as one
   another, and lie nowhere beyond: they were wrapped there;
 * rows of many turns within 0 to 360, beyond the first turn, without a direction modulo the
-  site's own period: degrees of one sector, or phases of many turns. Of these there is a warning.
+  site's own period: degrees of one sector, or phases of many turns. These are told among the
+  findings (findings.py).
 
 Unwrapped phases pass: they follow one another without the jump of a wrap, or prefer a direction
 (n R^2 of a uniform direction is Exp(1): Rayleigh 1880), or do not stop at a known period.
 """
 
 import math
-import warnings
 
 import torch
 from jaxtyping import Float
@@ -46,7 +46,7 @@ UNIFORM = 10.0  # n R^2 of a uniform direction is above it once in 22,000
 
 
 def check_unit(value: Tensor | Stored, site: Site, unit: str) -> None:
-    """Refuses rows of a circular site that are surely in another unit; warns where it is likely.
+    """Refuses rows of a circular site that are surely in another unit.
 
     Args:
         value: rows, finite, `(n, *site_shape)`.
@@ -74,7 +74,6 @@ def check_unit(value: Tensor | Stored, site: Site, unit: str) -> None:
             if _wrapped(x, c) and not _flows(series, c):
                 ends = f"fill a period of {c:.4g} to both ends, and none lies beyond"
                 raise _wrong(site, period, c, f"{seen} {ends}")
-        _warn(x, series, site, period)
 
 
 def _candidates(period: float) -> list[float]:
@@ -141,25 +140,36 @@ def _follows(series: Float[Tensor, " n"]) -> bool:
     return bool((series.diff().abs() <= TURN / 2).double().mean() >= 0.95)
 
 
-def _warn(x: Float[Tensor, " n"], series: Float[Tensor, " m"], site: Site, period: float) -> None:
-    """Says what can't be decided: degrees of one sector, and radians where degrees are wanted."""
+def suspected_unit(
+    x: Float[Tensor, " n"], series: Float[Tensor, " m"], site: Site
+) -> tuple[str, str, bool] | None:
+    """What can't be decided: degrees of one sector, and radians where degrees are wanted.
+
+    Args:
+        x: rows of one angle, as they came.
+        series: the first rows, in their order.
+        site: its site.
+
+    Returns:
+        What was seen, what to do, and whether another unit is by far the likelier; None if nothing
+        was seen.
+    """
+    if len(x) < FEWEST:
+        return None
+    period = float(getattr(plain(site.support), "period", TURN))
     low, high = x.min().item(), x.max().item()
     seen = f"site {site.name!r}: {len(x)} rows from {low:.4g} to {high:.4g}"
     one_turn = (low >= 0 and high <= TURN) or (low >= -TURN / 2 and high <= TURN / 2)
     if period >= 100 and one_turn and high - low > TURN / 4:
-        warnings.warn(
-            f"{seen} lie in one turn of radians; the site has the period {period:g}.\n  If they "
-            f"are radians, {_fix(period, TURN)}",
-            stacklevel=2,
-        )
+        text = f"{seen} lie in one turn of radians; the site has the period {period:g}"
+        return text, f"If they are radians, {_fix(period, TURN)}", False
     sector = (low >= 0 and high <= 360) or (low >= -180 and high <= 180)
     turns = high - low > 2.5 * TURN and (x.abs() < TURN).double().mean() <= 0.01
     if period == TURN and sector and turns and not _directed(x, TURN) and not _follows(series):
-        warnings.warn(
-            f"{seen} have no direction in radians, each read modulo 2 pi.\n  Most likely degrees: "
-            f"{_fix(period, 360.0)} Phases of many turns: wrap them, x % (2 * math.pi).",
-            stacklevel=2,
-        )
+        advice = f"Most likely degrees: {_fix(period, 360.0)} "
+        advice += "Phases of many turns: wrap them, x % (2 * math.pi)."
+        return f"{seen} have no direction in radians, each read modulo 2 pi", advice, True
+    return None
 
 
 def _fix(period: float, c: float) -> str:

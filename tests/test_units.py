@@ -13,8 +13,9 @@ import xarray as xr
 
 from ebm_pp import DataError, EnergyModel
 from ebm_pp.circle import Circle, circular
+from ebm_pp.findings import look_at
 from ebm_pp.program import Site
-from ebm_pp.units import check_unit
+from ebm_pp.units import check_unit, suspected_unit
 
 TURN = 2 * math.pi
 MODEL = EnergyModel(lambda: pyro.sample("a", Circle()))
@@ -142,7 +143,7 @@ SECTORS = {
 @pytest.mark.parametrize("name", SECTORS)
 def test_degrees_of_a_sector_are_warned_of(name):
     x = SECTORS[name](3000)
-    with pytest.warns(UserWarning, match=r"no direction in radians.*\n.*Circle\(period=360.0\)"):
+    with pytest.warns(UserWarning, match=r"no direction in radians.*Circle\(period=360.0\)"):
         rows = MODEL.check({"a": x})["a"]
     assert torch.equal(rows, x.float())
     MODEL.check({"a": x % (2 * math.pi)})  # what the warning says of phases
@@ -189,9 +190,21 @@ def test_radians_given_to_a_period_of_ones_own(x):
         check_unit(x(1000), site(24.0), "rad")
 
 
-def test_radians_of_a_sector_given_to_degrees_are_warned_of():
-    with pytest.warns(UserWarning, match="lie in one turn of radians"):
-        check_unit(1 + 0.4 * normal(500), site(360.0), "")
+def test_radians_of_a_sector_given_to_degrees_are_a_caution():
+    x = 1 + 0.4 * normal(500)
+    text, advice, fatal = suspected_unit(x, x, site(360.0))
+    assert "lie in one turn of radians" in text
+    assert "If they are radians, declare the site as Circle()" in advice
+    assert not fatal
+    model = EnergyModel(lambda: pyro.sample("a", Circle(period=360.0)))
+    (found,) = look_at(model, model.stored({"a": x}))
+    assert (found.kind, found.site, found.fatal) == ("another_unit", "a", False)
+
+
+def test_a_report_on_degrees_of_a_sector_is_not_healthy():
+    x = SECTORS[next(iter(SECTORS))](3000)
+    (found,) = look_at(MODEL, MODEL.stored({"a": x}))
+    assert (found.kind, found.site, found.fatal) == ("another_unit", "a", True)
 
 
 @pytest.mark.parametrize("period", [1.0, 24.0, 360.0, 366.0])
@@ -212,5 +225,5 @@ def test_false_alarms_are_rare():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 MODEL.check({"a": make(400)})
-            warned += sum("the data:" not in str(w.message) for w in caught)
+            warned += sum("Most likely degrees" in str(w.message) for w in caught)
     assert warned <= 0.01 * 20 * len(RADIANS)
