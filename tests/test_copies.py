@@ -97,3 +97,16 @@ def test_a_copy_of_a_generator_is_its_own_and_stays_right_when_either_moves(kind
     model.double()
     torch.testing.assert_close(twin.log_prob(x), log_q, rtol=1e-4, atol=1e-4)
     assert twin.rsample_and_log_prob(3)[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_moves_to_double_without_the_model(kind):
+    program, make = KINDS[kind]
+    generator = make(EnergyModel(program()))
+    twin = copy.deepcopy(generator).double()
+    x, log_q = twin.rsample_and_log_prob(10)
+    assert {value.dtype for value in [*x.values(), log_q]} == {torch.float64}
+    torch.testing.assert_close(twin.log_prob(x), log_q, rtol=1e-6, atol=1e-6)
+    again = generator.log_prob(x)
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again.double(), log_q, rtol=1e-3, atol=1e-3)
