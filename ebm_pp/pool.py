@@ -143,7 +143,7 @@ def draw_pool(
     """
     if isinstance(generator, PolicyGenerator):
         return _draw_trajectories(generator, data, size)
-    n_all = round(base_share * size)
+    n_all = min(round(base_share * size), size - 1)  # at least one draw is of q
     n_outer = round(OUTER * n_all) if outer is not None else 0
     n_base = n_all - n_outer if model.proper else 0
     x_q, log_q = generator.rsample_and_log_prob(size - n_base - n_outer)
