@@ -213,6 +213,8 @@ class PolicyGenerator(nn.Module):
         GeneratorError: the program has no trajectory.
     """
 
+    reference: Tensor
+
     def __init__(
         self,
         model: EnergyModel,
@@ -236,7 +238,19 @@ class PolicyGenerator(nn.Module):
             policy = NeuralPolicy(self.layout, states, hidden, timed, model.dtype)
             policy.to(model.device)
         self.policy = policy
-        self.dtype, self.device = model.dtype, model.device
+        # Moves with the policy, also one without parameters: what its trajectories are made of.
+        reference = torch.empty((), dtype=model.dtype, device=model.device)
+        self.register_buffer("reference", reference, persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of states and actions."""
+        return self.reference.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where states and actions are."""
+        return self.reference.device
 
     @property
     def has_rsample(self) -> bool:
