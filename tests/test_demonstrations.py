@@ -222,7 +222,7 @@ def test_pad_refuses(states, actions, phrase):
 
 @pytest.mark.parametrize("horizon", [0, -1, True])
 def test_a_horizon_is_a_whole_number(horizon):
-    with pytest.raises(DataError, match="horizon=.*whole number"):
+    with pytest.raises(DataError, match=r"horizon=.*whole number"):
         pad([ONE], [TWO], horizon)
 
 
