@@ -14,8 +14,8 @@ check looks again, from outskirts that have lumps where draws carried the mass, 
 the share is a fifth of it (an adaptive importance sampler; Cappe et al. 2004,
 doi:10.1198/106186004X12803). Only the last look counts, whose draws did not choose the mixture.
 
-A fit looks too, at every diagnosis: what it finds are lumps of its outskirts from then on, so that
-the pool has draws there and the energy is pushed down.
+A fit looks too, at every diagnosis: what it finds are lumps of its outskirts until the next one,
+so that the pool has draws there and the energy is pushed down.
 """
 
 import math
@@ -27,14 +27,14 @@ from torch import Tensor
 
 from ebm_pp.density import EnergyModel
 from ebm_pp.generator import Generator
-from ebm_pp.outskirts import MOST_LUMPS, Outskirts
+from ebm_pp.outskirts import Outskirts
 from ebm_pp.sampling import log_ratio, score, with_stand_ins
 
 MARGIN = 1.0  # nats above the largest weight of a draw
 LOOKS = 4
 MANY = 16_384  # draws of a look, where they cost little: of the outskirts a lump can be 1/1000
-A_ROUND = 2048  # of a look at a round's energy: there are many rounds, and lumps stay
-SMALL = 1e-3  # share of a lump that a fit needs no draws at
+A_ROUND = 2048  # of a look at a round's energy: there are many rounds
+SMALL = 0.01  # share of a lump that a fit needs no draws at
 PRECISE = 0.2  # of the share: its error when no further look is needed
 TRIED = 100  # draws beyond reach that are returned
 
@@ -106,12 +106,13 @@ def with_lumps_found(
     log_weights: Float[Tensor, " n"],
     log_partition: float,
 ) -> Outskirts:
-    """The outskirts with the lumps of a round's energy before those of earlier rounds."""
+    """The outskirts with the lumps of a round's energy, and without those of earlier rounds.
+
+    Kept for longer they would take the draws from where the next lump rises.
+    """
+    outer = outer.with_lumps(outer.lumps[:0])
     leak = find_leak(model, generator, outer, log_weights, log_partition, A_ROUND, SMALL)
-    if leak.share < SMALL:
-        return outer
-    new = leak.z[: MOST_LUMPS // 2].unique(dim=0)
-    return outer.with_lumps(torch.cat([new, outer.lumps]))
+    return outer if leak.share < SMALL else outer.with_lumps(leak.z.unique(dim=0))
 
 
 def _look(

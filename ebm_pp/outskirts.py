@@ -40,7 +40,7 @@ BASE = 2000  # draws of the base measure, for its middle and spread
 END = 1e5  # spreads: where a way ends at the latest, while double precision knows its distances
 KERNELS = (0.05, 0.2, 0.8)  # widths of the kernels round a lump, in spreads
 NEAR = 2 / 3  # of the draws, where there are lumps
-MOST_LUMPS = 64  # that are kept, the newest
+MOST_LUMPS = 64  # that have kernels
 SAME = 1e-6  # of its distance: nearer to a far row is that row
 LOG_2PI = math.log(2 * math.pi)
 
