@@ -103,7 +103,7 @@ def flat():
         (lambda: rows() > 5, ["dtype bool"]),
         (lambda: [[1.0, 2.0], [1.0]], ["different lengths"]),
         (lambda: None, ["EnergyNet's rows is NoneType"]),
-        (lambda: 0, ["d=0; expected 1 feature"]),
+        (lambda: 0, ["EnergyNet's d=0", "at least 1"]),
     ],
 )
 def test_rows_that_can_not_be_are_named(make, phrases):

@@ -76,6 +76,15 @@ def test_the_status_is_of_the_held_out_rows_too():
     assert judged.detail == diagnose(fit, other, seed=SEED).verdict
 
 
+def test_beside_rows_held_out_the_moments_of_the_training_rows_do_not_count():
+    """Training that ends at the best held-out round has not its own rows' moments."""
+    rows, other = data(), {"x": data(1000, 1)["x"] + 0.3}
+    fit = ebm_pp.fit(EnergyModel(Well()), rows, config=RUNS["long enough"])
+    assert diagnose(fit, other, seed=SEED).problems == ("wrong_factor",)
+    assert _judged(fit, [other]).status is Status.UNCONVERGED
+    assert _judged(fit, [other, rows]).status in GOOD
+
+
 class Stiff(nn.Module):
     """One Gaussian well: what it can't say of two modes, a flow can."""
 
