@@ -1,5 +1,6 @@
 """ebm_pp: energy-based models as Pyro programs, fitted without MCMC, sampled and diagnosed."""
 
+from ebm_pp.chains import Chains, independence_mh
 from ebm_pp.checkpoint import load, save
 from ebm_pp.circle import Circle
 from ebm_pp.comparison import compare
@@ -18,21 +19,19 @@ from ebm_pp.neutra import neutra_hmc
 from ebm_pp.partition import Estimate
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.sampling import (
-    Chains,
     Draws,
     importance_sample,
-    independence_mh,
     log_partition,
     log_prob,
     resample,
 )
+from ebm_pp.tilting import tilt
 from ebm_pp.training import fit
 from ebm_pp.trajectory import trajectory
 from ebm_pp.trajectory_report import TrajectoryReport, shaped, trajectory_report
 from ebm_pp.uncertainty import Uncertainty, standard_errors
 
 __version__ = "0.1.0"
-from ebm_pp.tilting import tilt
 
 __all__ = [
     "Chains",

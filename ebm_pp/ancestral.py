@@ -28,6 +28,21 @@ TRIES = 20  # at drawing again
 REDRAWN = 1e-3  # share of draws from which on it is worth a word
 
 
+def require_proper(sites: dict[str, Site]) -> None:
+    """Refuses a base measure that is not normalised.
+
+    Raises:
+        ProgramError: naming the site.
+    """
+    for site in sites.values():
+        if not site.proper:
+            raise ProgramError(
+                f"site {site.name!r} has an improper base measure (an ImproperUniform, or a "
+                "scaled or masked site); expected one that can be sampled.\n  Give the site "
+                "a normalised distribution, or do not draw from the base."
+            )
+
+
 def draw_base(run: Runner, compiled: Compiled, n: int) -> Sites:
     """Ancestral draws of the base measure from the global random stream.
 

@@ -65,26 +65,9 @@ def compare(
     Examples:
         >>> compare({"energy": result, "other": other}, held_out)  # doctest: +SKIP
     """
-    if not isinstance(fits, Mapping):
-        raise DataError(
-            f"compare was given a {type(fits).__name__}; expected a dict of fits by name.\n  Pass "
-            '{"one": fit, "other": other_fit}.'
-        )
-    for name, fit in fits.items():
-        require_fit(f"compare: {name!r}", fit)
-    if len(fits) < 2:
-        raise DataError(
-            f"compare: got {len(fits)} fits; expected two or more, by name.\n  Pass "
-            '{"one": fit, "other": other_fit}.'
-        )
-    names, scores, errors, warnings = list(fits), [], [], []
-    sites = {name: sorted(fit.model.sites) for name, fit in fits.items()}
-    for name, fit in fits.items():
-        if sites[name] != sites[names[0]]:
-            raise DataError(
-                f"fit {name!r} has the sites {sites[name]}, {names[0]!r} has {sites[names[0]]}; "
-                "expected the same.\n  Log densities of different variables can't be compared."
-            )
+    _require_comparable(fits)
+    scores, errors, warnings = [], [], []
+    for fit in fits.values():
         with seeded(seed):
             log_z = log_partition_from_weights(propose(fit, n).log_weights)
         rows, labels = rows_and_labels(fit.model, held_out, groups)
@@ -109,10 +92,34 @@ def compare(
             "warning": warnings,
             "log_partition_se": errors,
         },
-        index=names,
+        index=list(fits),
     ).sort_values("elpd", ascending=False)
-    table.insert(0, "rank", range(len(names)))
+    table.insert(0, "rank", range(len(fits)))
     return table
+
+
+def _require_comparable(fits: Mapping[str, Fitted]) -> None:
+    """Refuses what is not two fits or more of the same sites."""
+    if not isinstance(fits, Mapping):
+        raise DataError(
+            f"compare was given a {type(fits).__name__}; expected a dict of fits by name.\n  Pass "
+            '{"one": fit, "other": other_fit}.'
+        )
+    for name, fit in fits.items():
+        require_fit(f"compare: {name!r}", fit)
+    if len(fits) < 2:
+        raise DataError(
+            f"compare: got {len(fits)} fits; expected two or more, by name.\n  Pass "
+            '{"one": fit, "other": other_fit}.'
+        )
+    sites = {name: sorted(fit.model.sites) for name, fit in fits.items()}
+    first = next(iter(fits))
+    for name, names in sites.items():
+        if names != sites[first]:
+            raise DataError(
+                f"fit {name!r} has the sites {names}, {first!r} has {sites[first]}; "
+                "expected the same.\n  Log densities of different variables can't be compared."
+            )
 
 
 def _stacking(scores: Float[Tensor, "k n"]) -> Float[Tensor, " k"]:

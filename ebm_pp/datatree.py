@@ -50,6 +50,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ebm_pp.chains import Chains, metropolis, walk
 from ebm_pp.counts import count, seed_of, steps_each
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
@@ -59,16 +60,13 @@ from ebm_pp.parameter_draws import parameter_draws
 from ebm_pp.partition import Estimate, log_partition_from_weights
 from ebm_pp.pool import n_rows
 from ebm_pp.sampling import (
-    Chains,
     Draws,
     log_density_of,
-    metropolis,
     propose,
     require_fit,
     resample,
     seeded,
     slices,
-    walk,
 )
 from ebm_pp.stored import representative
 from ebm_pp.uncertainty import Uncertainty

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.nn.parameter import is_lazy
 
-from ebm_pp.ancestral import REDRAWN, draw_base, draws_inside, warn_of_edges
+from ebm_pp.ancestral import REDRAWN, draw_base, draws_inside, require_proper, warn_of_edges
 from ebm_pp.coordinates import Coordinates, Rows
 from ebm_pp.counts import count
 from ebm_pp.data import check_rows, in_support, lazy_rows
@@ -282,13 +282,7 @@ class EnergyModel(nn.Module):
                 draws are not inside its support.
         """
         n = count("n", n)
-        for site in self.sites.values():
-            if not site.proper:
-                raise ProgramError(
-                    f"site {site.name!r} has an improper base measure (an ImproperUniform, or a "
-                    "scaled or masked site); expected one that can be sampled.\n  Give the site "
-                    "a normalised distribution, or do not draw from the base."
-                )
+        require_proper(self.sites)
         with evaluating(n):
             x, again = draws_inside(
                 lambda m: draw_base(self._run, self._compiled, m), self._usable, self.sites, n

@@ -28,12 +28,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ebm_pp.evidence import USABLE_ESS, AtData, Diagnosable, Evidence, findings_of, measure
+from ebm_pp.evidence import (
+    ENOUGH,
+    USABLE_ESS,
+    AtData,
+    Diagnosable,
+    Evidence,
+    findings_of,
+    measure,
+)
+from ebm_pp.explanation import explain
 from ebm_pp.findings_verdict import findings_as_html, findings_as_text, rows_first
 from ebm_pp.labels import Labels
 from ebm_pp.moments import Gap, family_threshold, moment_gaps
 from ebm_pp.pareto import ChainStatistics, chain_statistics, psis, threshold
-from ebm_pp.policy_verdict import explain_policy, healthy_policy, policy_rows
+from ebm_pp.policy_verdict import policy_rows
 from ebm_pp.rows import Row, as_html, as_text, shown
 from ebm_pp.sampling import require_fit, seeded
 
@@ -55,7 +64,6 @@ LEAK = 0.01  # fraction of the mass
 KNOWN = 0.5  # largest relative error of a leak that is believed
 CERTAIN = 0.1  # but such a share is: by chance a true one of LEAK looks so large once in ten
 REJECTED = 1e-3  # fraction of the draws without a density that needs a word
-ENOUGH = 100  # effective draws: of fewer no tail can be told
 PRECISE = 0.05  # nats, standard error of log Z
 OFFSET = 0.1  # nats, |b - log Z| beyond sampling error
 MATERIAL = 0.05  # sd of a statistic: smaller gaps can be real but do little harm
@@ -145,7 +153,8 @@ def diagnose(
         found = measure(fit, data, n, CHAINS, groups)
     found = replace(found, findings=findings_of(fit, data))
     problems = _problems(found)
-    where, verdict = _explain(problems, found)
+    worst, gap = _worst(found.data) if found.data else ("", Gap(0.0, 0.0))
+    where, verdict = explain(problems, found, worst, gap)
     rows = _rows(found, problems)
     keys, site, verdict = rows_first(found.findings, bool(problems), verdict)
     return Report(rows, verdict, (*keys, *problems), site or where, found)
@@ -241,86 +250,6 @@ def _worst(data: AtData) -> tuple[str, Gap]:
     return max((candidates or data.gaps).items(), key=lambda item: abs(item[1].z))
 
 
-def _explain(problems: tuple[str, ...], found: Evidence) -> tuple[str, str]:
-    """Where the first problem is, and one to three sentences about it."""
-    if not problems and found.law:
-        return "", healthy_policy(found)
-    if not problems:
-        text = "Healthy: the weights can be used" + (
-            ", the generator reaches the data, and the moments agree. "
-            if found.data
-            else ". Without data a mode that the generator misses is hardly seen: compare with "
-            "neutra_hmc or a second run from a wider start. "
-        )
-        return "", text + "Draws by independence_mh or importance_sample, and log Z, may be used."
-    spread, cause = found.spread, problems[0]
-    worst, gap = _worst(found.data) if found.data else ("", Gap(0.0, 0.0))
-    if found.law:
-        return explain_policy(cause, found, worst, gap)
-    leak = f"{found.leak.share:.0%}" if found.leak else ""
-    beyond = f"{found.data.side.share:.1%} of the rows" if found.data else f"{leak} of the mass"
-    where = {"narrow_proposal": spread.name, "wrong_factor": worst}.get(cause, "")
-    text = {
-        "dropped_mode": f"Dropped mode: {beyond} lie behind a barrier of the density, where the "
-        "generator practically never draws; its own weights cannot show it. Draws and log Z miss "
-        "that mass. "
-        + (
-            ""
-            if found.keeps_modes
-            else "Train the generator with generator_loss='weighted_forward_kl', or s"
-        )
-        + ("S" if found.keeps_modes else "")
-        + "tart it wider or from the data.",
-        "narrow_proposal": f"Too narrow proposal: at site {where} the data's central spread is "
-        f"{shown(spread.ratio, 2)} times the draws'. Draws and log Z are not to be trusted. Start "
-        "the generator wider (scale > 1) and train it longer (generator_steps_max).",
-        "heavy_tail": f"Heavy tail: {_centre(found)} (k-hat {found.log_z.pareto_k:.2f}; beyond "
-        f"its reach: {beyond}). Log Z and its error are not to be trusted. "
-        + (
-            "Train the generator longer (rounds, generator_steps_max)."
-            if found.heavy_base
-            else "Use FlowGenerator(base='student_t')."
-        ),
-        "single_draw": f"A single draw decides log Z: {shown(found.log_z.value, 2)} with it, "
-        f"{shown(found.log_z.smoothed, 2)} where its weight is smoothed, though the others look "
-        "well. Neither is to be trusted: most likely mass that the generator hardly reaches. "
-        "Raise n to see whether it comes again, and train the generator longer.",
-        "undetermined_tail": "The tail of the weights cannot be judged: too few draws, or many "
-        "with the same weight. Raise n.",
-        "low_ess": f"Low ESS: {1 / found.log_z.ess:.0f} draws are worth one. "
-        + (
-            "The weights' tail is light, so log Z holds within its error, but train"
-            if found.n * found.log_z.ess >= ENOUGH
-            else "So few effective draws tell nothing of the tail, nor log Z: raise n, and train"
-        )
-        + " the generator longer (generator_steps_max).",
-        "leaked_mass": f"Leaking energy: {leak} of the model's mass is where data are not and the "
-        "generator hardly draws; draws of the base measure, or beyond it, find it. Raise "
-        "base_share, train longer, or start from a tilt.",
-        "wrong_factor": f"Wrong or missing factor: the data's mean of '{worst}' is "
-        f"{shown(abs(gap.size), 2)} sd {'above' if gap.z > 0 else 'below'} the model's "
-        f"({shown(abs(gap.z), 1)} standard errors), while the generator is fine. Train the energy "
-        "longer, or add a factor that can move this statistic.",
-        "underfit_energy": f"Underfitted energy: at these rows {_gain(found.data)}, though it "
-        "only follows the energy, which has not learned what the rows show. Train longer, or "
-        "start from other initial parameters.",
-        "offset_gap": "The offset b is far from log Z: the discriminator has not converged. Train "
-        "longer. Log Z itself is from the draws and is not affected.",
-        "imprecise_log_partition": "Log Z is imprecise: raise n (its error falls with the root "
-        "of n).",
-        "poor_mixing": "The chains mix poorly: raise n, or train the generator longer.",
-    }[cause]
-    return where, text
-
-
-def _gain(data: AtData | None) -> str:
-    """In words, how much better q describes the rows."""
-    if data is None:
-        return ""
-    error = shown(data.gain_error, 2)
-    return f"the generator's own density is {shown(-data.gain, 2)} +- {error} nats a row better"
-
-
 def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
     log_z, limit = found.log_z, threshold(found.n)
     k = log_z.pareto_k
@@ -402,13 +331,6 @@ def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list
             f"within {shown(allowed, 2)}", word),
         Row("discriminator accuracy", data.accuracy, shown(data.accuracy, 3), "", ""),
     ]  # fmt: skip
-
-
-def _centre(found: Evidence) -> str:
-    """What is known of the centre when the tails are too light."""
-    if found.log_z.ess >= USABLE_ESS:
-        return "the centre fits, but the generator's tails are lighter than the energy's"
-    return f"few draws carry the weights (ESS/n {shown(found.log_z.ess, 3)})"
 
 
 def _at_least(name: str, value: float, limit: float) -> Row:

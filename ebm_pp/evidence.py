@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ebm_pp.chains import Chains, walk
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.errors import DataError
 from ebm_pp.findings import Finding, look_at
@@ -26,11 +27,12 @@ from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import Estimate, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
 from ebm_pp.reach import DataSide, Spread, behind_barrier, data_side, widest, widest_action
-from ebm_pp.sampling import Chains, Fitted, Proposed, propose, slices, walk
+from ebm_pp.sampling import Fitted, Proposed, propose, slices
 from ebm_pp.step_weights import StepWeights, soft_value_of, step_log_weights, weigh_steps
 
 ROWS_TRIED = 100  # rows beyond reach that are looked at more closely
 USABLE_ESS = 0.1  # fraction; below it ten draws are worth less than one
+ENOUGH = 100  # effective draws: of fewer no tail can be told
 CONDITIONAL = "the soft-optimal policy's, start states given"
 JOINT = "joint density of trajectories, one log Z for all starts"
 

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from ebm_pp.chains import Chains
 from ebm_pp.counts import count
 from ebm_pp.errors import GeneratorError
-from ebm_pp.sampling import Chains, Fitted, log_density_of, require_fit, seeded
+from ebm_pp.sampling import Fitted, log_density_of, require_fit, seeded
 from ebm_pp.surroundings import trainable
 
 __all__ = ["neutra_hmc"]

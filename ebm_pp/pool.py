@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ebm_pp.chains import metropolis
 from ebm_pp.density import EnergyModel, Sites
 from ebm_pp.generator import Generator
 from ebm_pp.moments import compare_moments
@@ -22,7 +23,7 @@ from ebm_pp.outskirts import Outskirts
 from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import bridge, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
-from ebm_pp.sampling import log_ratio, metropolis, with_stand_ins
+from ebm_pp.sampling import log_ratio, with_stand_ins
 from ebm_pp.stored import Data, at_most
 
 CHAINS = 4  # independence-MH chains laid through the pool's draws

@@ -14,10 +14,11 @@ import torch
 import xarray
 from closed_form import LOG_Z, Exact, Product, exact, normal
 
+from ebm_pp.chains import independence_mh
 from ebm_pp.datatree import to_datatree
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import DataError
-from ebm_pp.sampling import importance_sample, independence_mh, log_prob
+from ebm_pp.sampling import importance_sample, log_prob
 
 LAWS = {
     "speed": dist.LogNormal(0.0, 0.5),

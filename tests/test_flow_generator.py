@@ -16,9 +16,10 @@ from torch.func import jacrev, vmap
 
 from ebm_pp.circle import Circle
 from ebm_pp.config import FitConfig
+from ebm_pp.coupling_masks import _codes, moved_by_layers
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import GeneratorError
-from ebm_pp.generator import FlowGenerator, _codes, _moved
+from ebm_pp.generator import FlowGenerator
 from ebm_pp.sampling import log_partition
 from ebm_pp.tilting import tilt
 from ebm_pp.training import Status, fit
@@ -434,7 +435,7 @@ def off_diagonal(pairs):
 @pytest.mark.parametrize(("affine", "splines"), LAYERS)
 def test_of_any_two_coordinates_some_layer_moves_one_given_the_other(affine, splines):
     for d in range(2, 129):
-        moved = torch.stack(_moved(d, affine, splines))
+        moved = torch.stack(moved_by_layers(d, affine, splines))
         pairs = apart(moved)
         assert off_diagonal(pairs | pairs.T).all(), d
         assert moved.any(1).all(), d  # every layer moves some
@@ -449,7 +450,7 @@ def test_of_any_two_coordinates_some_layer_moves_one_given_the_other(affine, spl
 def test_up_to_30_coordinates_the_default_has_a_spline_for_every_pair(affine):
     for d in range(3, 31):
         splines = 4 if d <= 14 else 5
-        moved = torch.stack(_moved(d, affine, splines))
+        moved = torch.stack(moved_by_layers(d, affine, splines))
         assert len(moved) == affine + splines
         pairs = apart(moved[affine:])
         assert off_diagonal(pairs | pairs.T).all(), d
@@ -460,14 +461,14 @@ def test_up_to_30_coordinates_the_default_has_a_spline_for_every_pair(affine):
 )
 def test_either_of_two_coordinates_is_moved_given_the_other(affine, splines, most):
     for d in range(2, most + 1):
-        assert off_diagonal(apart(torch.stack(_moved(d, affine, splines)))).all(), d
+        assert off_diagonal(apart(torch.stack(moved_by_layers(d, affine, splines)))).all(), d
 
 
 @pytest.mark.parametrize(("affine", "splines"), [(2, 4), (2, 5), (3, 4), (8, 4), (8, 5)])
 def test_every_coordinate_is_moved_by_an_affine_layer_and_a_spline(affine, splines):
     """A double well that no affine layer moved cost .25 nats."""
     for d in range(2, 29):
-        moved = torch.stack(_moved(d, affine, splines))
+        moved = torch.stack(moved_by_layers(d, affine, splines))
         assert moved[:affine].any(0).all(), d
         assert moved[affine:].any(0).all(), d
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ebm_pp import Circle, EnergyModel, FlowGenerator
-from ebm_pp.generator import _moved
+from ebm_pp.coupling_masks import moved_by_layers
 from ebm_pp.given import AFFINE
 
 DEFAULT = {d: (2, 2 if d == 2 else 4 if d <= 14 else 5) for d in range(2, 129)}
@@ -25,7 +25,7 @@ def unmixed(masks):
 @pytest.mark.parametrize("affine", [2, AFFINE])
 def test_every_pair_is_mixed_at_the_default_layers(affine):
     for d, (_, splines) in DEFAULT.items():
-        assert unmixed(_moved(d, affine, splines)) == 0, d
+        assert unmixed(moved_by_layers(d, affine, splines)) == 0, d
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_every_pair_is_mixed_at_the_default_layers(affine):
 )
 def test_every_pair_is_mixed_whatever_the_layers(layers):
     for d in (2, 3, 5, 9, 17, 40, 64):
-        masks = _moved(d, *layers)
+        masks = moved_by_layers(d, *layers)
         assert unmixed(masks) == 0, d
         assert all(len(mask) == d for mask in masks)
 

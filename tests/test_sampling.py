@@ -7,6 +7,7 @@ import torch
 from closed_form import LOG_Z, Exact, Product, exact, normal, rows
 
 from ebm_pp import sampling
+from ebm_pp.chains import independence_mh, metropolis
 from ebm_pp.density import EnergyModel
 from ebm_pp.errors import DataError, GeneratorError, ProgramError
 from ebm_pp.generator import FlowGenerator
@@ -15,10 +16,8 @@ from ebm_pp.pareto import chain_statistics
 from ebm_pp.sampling import (
     Draws,
     importance_sample,
-    independence_mh,
     log_partition,
     log_prob,
-    metropolis,
     resample,
 )
 

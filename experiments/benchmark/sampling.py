@@ -30,10 +30,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ebm_pp import EnergyModel, FitConfig, FlowGenerator, fit, importance_sample
+from ebm_pp.chains import independence_mh
 from ebm_pp.neutra import neutra_hmc
 from ebm_pp.pareto import threshold
 from ebm_pp.partition import log_partition_from_weights
-from ebm_pp.sampling import independence_mh, seeded
+from ebm_pp.sampling import seeded
 from ebm_pp.training import Fit
 from experiments.benchmark.nuts import ONE_CORE, Run, faster_pyro_nuts, numpyro_nuts
 from experiments.table import RESULTS, Row, markdown, write_table
