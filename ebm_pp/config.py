@@ -25,6 +25,8 @@ Offset = Literal["newton", "gradient"]
 OF_TRAJECTORIES = ("trajectory", "step", "causal", "likelihood")
 PER_STEP = ("step", "causal")
 
+LEAST_POOL = 16  # draws: of fewer no weight, spread or chain can be told
+
 
 class Range(NamedTuple):
     """What a number may be: from `low` to `high`, both allowed unless `open` leaves out `low`."""
@@ -62,7 +64,7 @@ class FitConfig:
         rounds: at most so many rounds.
         pool: draws of the mixture a round; also the most rows of data a round scores.
         batch: rows of data an energy step, rows a generator step.
-        nu: draws per datum in an energy step.
+        nu: draws per datum in an energy step (one draw a batch at least).
         base_share: alpha, the share of the mixture that is not the generator's: the base measure's
             and, with data, its outskirts' (of an improper base only these).
         energy_steps: K.
@@ -104,7 +106,7 @@ class FitConfig:
     objective: Objective = "auto"
     generator_loss: GeneratorLoss = "auto"
     rounds: Count = 30
-    pool: Count = 8192
+    pool: Annotated[int, Range(LEAST_POOL, MANY)] = 8192
     batch: Count = 512
     nu: Annotated[float, Range(1e-3, 1e6)] = 4.0
     base_share: Annotated[float, Range(0.0, 0.99)] = 0.2

@@ -32,8 +32,7 @@ def count(name: str, value: object, least: int = 1, most: int = MANY) -> int:
         return whole
     limit = "" if whole is None or whole < least else f" and at most {most:g}"
     raise DataError(
-        f"{name}={value!r}; expected a whole number, at least {least}{limit}.\n  Leave it out for "
-        "the usual number, or pass an int."
+        f"{name}={value!r}; expected a whole number, at least {least}{limit}.\n  Pass an int."
     )
 
 
@@ -73,7 +72,7 @@ def number(name: str, value: object, low: float, high: float, *, open: bool = Fa
         return float(single)
     raise DataError(
         f"{name}={value!r}; expected a number {'above' if open else 'from'} {low:g} to {high:g}.\n"
-        "  Leave it out for the usual one, or pass a float."
+        "  Pass a float."
     )
 
 

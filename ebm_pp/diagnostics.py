@@ -232,7 +232,8 @@ def _matters(gap: Gap, data: AtData) -> bool:
 def _underfits(data: AtData) -> bool:
     """Whether q, which only follows the energy, describes rows better than the energy does."""
     known = data.seen or data.of_trajectories
-    return not known and data.gain < -max(WORSE, 3 * data.gain_error)
+    # Of one row the error is not known: a comparison with nan says no.
+    return not known and data.gain < -WORSE and data.gain < -3 * data.gain_error
 
 
 def _worst(data: AtData) -> tuple[str, Gap]:

@@ -100,7 +100,7 @@ def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[
         i = torch.arange(n_batch)  # all rows, or some
         if n_batch < pool.n_data:
             i = torch.randint(pool.n_data, (n_batch,))
-        j = torch.randint(pool.n_data, n, (round(config.nu * n_batch),))
+        j = torch.randint(pool.n_data, n, (_n_draws(n_batch, config),))
         at = torch.cat([i, j])
         try:
             data, draws = map(torch.flatten, log_weights_at(at).tensor_split([n_batch]))
@@ -123,6 +123,11 @@ def energy_steps(game: Game, pool: Pool, projection: Projection | None) -> dict[
             torch._foreach_lerp_(mean, present, 1 / memory)
     steps = config.energy_steps
     return {"loss": total / steps, "accuracy": correct / (2 * steps)}
+
+
+def _n_draws(n_batch: int, config: FitConfig) -> int:
+    """Draws beside a batch; the loss weighs their mean by nu, however many they are."""
+    return max(round(config.nu * n_batch), 1)
 
 
 def _newton_step(logit_data: Tensor, logit_draws: Tensor, config: FitConfig) -> Tensor:
@@ -281,7 +286,7 @@ def start(
     captured = NOT_CAPTURED
     if data is not None:
         n_batch = min(config.batch, config.pool, n_rows(data))
-        batch = torch.arange(n_batch + round(config.nu * n_batch)) % n_rows(data)
+        batch = torch.arange(n_batch + _n_draws(n_batch, config)) % n_rows(data)
         captured = capture(model, pick(data, batch))
     mean = [p.detach().clone() for p in model.parameters()]
     soft_value = soft_value_for(model, generator, config)

@@ -25,6 +25,7 @@ from ebm_pp.trajectory import Layout
 
 # Two-sided probability beyond three standard errors, shared out over all statistics of a report.
 LEVEL = math.erfc(3 / math.sqrt(2))
+FEW = 30  # rows: their own variance is a poor guess
 VISITS = 10  # trajectories: shares of integers that fewer visit are too skewed for a z
 
 
@@ -57,7 +58,8 @@ def compare_moments(
 
     Returns:
         A gap per statistic; positive where the data's mean is the higher. A statistic that is the
-        same constant everywhere has the gap 0.
+        same constant everywhere has the gap 0. Few rows say little of their own spread, one row
+        nothing: the model's counts where it is larger.
     """
     at_data = torch.stack([data[name].detach().double() for name in data])
     at_draws = torch.stack([draws[name].detach().double() for name in data])
@@ -67,9 +69,13 @@ def compare_moments(
     at_draws = torch.where(weights == 0, 0.0, at_draws)
     mean = at_draws @ weights
     importance = ((at_draws - mean[:, None]) * weights).square().sum(-1)
-    variance = at_data.var(-1)
     n_data = at_data.shape[-1]
     squared_error = mean_squared_error(at_data, groups)
+    variance = mean_squared_error(at_data) * n_data
+    if n_data < FEW:
+        of_model = (at_draws - mean[:, None]).square() @ weights
+        variance = torch.fmax(variance, of_model)
+        squared_error = torch.fmax(squared_error, of_model / n_data)
     sampling = squared_error * (1 + n_data / n_train if n_train else 1.0)
     difference = at_data.mean(-1) - mean
     # Rounding of a sum of constants is no difference.
@@ -85,12 +91,14 @@ def mean_squared_error(
 ) -> Float[Tensor, " k"]:
     """The squared standard error of each mean over rows: var / n if the rows are independent.
 
+    Of one row it is not known, nan.
+
     With groups only these are independent: sum_g (sum_{i in g} (s_i - mean))^2 / n^2, times
     G / (G - 1) for G groups (the linearised ratio estimate; Cochran 1977, section 9.6).
     """
     n = rows.shape[-1]
     if groups is None:
-        return rows.var(-1) / n
+        return rows.var(-1) / n if n > 1 else torch.full_like(rows[:, 0], math.nan)
     labels, group = groups.unique(return_inverse=True)
     centred = rows - rows.mean(-1, keepdim=True)
     sums = centred.new_zeros(len(rows), len(labels)).index_add(-1, group, centred)
@@ -137,7 +145,8 @@ def site_statistics(
         z: unconstrained rows.
         like: rows that set the centre and scale in which squares are taken.
     """
-    centre, scale = like.mean(0), like.std(0)
+    centre, scale = like.mean(0), like.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, 1.0)
     found = {}
     for j, name in enumerate(coordinate_names(model)):
         if model.circular[j]:

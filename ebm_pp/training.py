@@ -85,6 +85,11 @@ def fit(
             f"fit was given a {type(model).__name__}; expected an EnergyModel.\n"
             "  Wrap the program: fit(EnergyModel(program), data)."
         )
+    if isinstance(generator, FitConfig):
+        raise ConfigError(
+            "fit was given a FitConfig as the generator, its third argument.\n"
+            "  Name it: fit(model, data, config=...)."
+        )
     if config is not None and not isinstance(config, FitConfig):
         raise ConfigError(
             f"fit was given the config {config!r}; expected a FitConfig.\n"

@@ -83,3 +83,11 @@ def test_numbers_become_plain_ones():
 def test_presets_are_checked_too(preset):
     with pytest.raises(ConfigError, match="clip"):
         getattr(FitConfig, preset)(clip=-5.0)
+
+
+def test_a_pool_that_tells_nothing_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"FitConfig\(pool=15\): expected a whole number from 16"
+    ):
+        FitConfig(pool=15)
+    assert FitConfig(pool=16).pool == 16

@@ -343,3 +343,32 @@ def test_groups_of_one_row_are_independent_rows():
     plain = mean_squared_error(values)
     torch.testing.assert_close(mean_squared_error(values, torch.arange(500)), plain)
     torch.testing.assert_close(plain, values.var(-1) / 500)
+
+
+@pytest.mark.parametrize(
+    ("n", "low", "beyond"), [(1, 0.9, 0.006), (2, 0.7, 0.006), (5, 0.8, 0.006)]
+)
+def test_few_rows_are_judged_by_the_models_own_spread(n, low, beyond):
+    with torch.random.fork_rng():
+        torch.manual_seed(n)
+        draws = {"s": 2 * torch.randn(4000, dtype=torch.float64) + 1}
+        weights = torch.zeros(4000, dtype=torch.float64)
+        rows = 2 * torch.randn(2000, n, dtype=torch.float64) + 1
+        gaps = [compare_moments({"s": row}, draws, weights)["s"] for row in rows]
+    z = torch.tensor([gap.z for gap in gaps])
+    assert low < z.std() < 1.06
+    assert (z.abs() > 3).double().mean() < beyond  # by their own variance 3 % of 5 rows, all of 1
+    if n == 1:
+        assert gaps[0].size == pytest.approx((rows[0, 0] / 2 - 0.5).item(), abs=0.1)
+
+
+@pytest.mark.parametrize(("n", "model_counts"), [(29, True), (30, False)])
+def test_thirty_rows_tell_their_own_spread(n, model_counts):
+    rows = torch.linspace(-1, 1, n, dtype=torch.float64) + 0.5
+    draws, weights = (
+        {"s": torch.linspace(-9, 9, 4001, dtype=torch.float64)},
+        torch.zeros(4001, dtype=torch.float64),
+    )
+    gap = compare_moments({"s": rows}, draws, weights)["s"]
+    spread = draws["s"].std(correction=0) if model_counts else rows.std()
+    assert gap.size == pytest.approx((0.5 / spread).item(), rel=1e-3)

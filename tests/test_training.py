@@ -11,6 +11,7 @@ from generators import GuideGenerator, ZukoGenerator, mean_field
 from torch import nn
 
 from ebm_pp import (
+    ConfigError,
     DataError,
     EnergyModel,
     FitConfig,
@@ -463,3 +464,22 @@ def test_likelihood_weight_pulls_reverse_kl_towards_the_data_and_fades():
     assert loss(0.0) == pytest.approx(plain, abs=1e-5)
     assert loss(1.0) == pytest.approx(plain + 0.5 * pull, abs=1e-5)
     assert loss(0.5) == pytest.approx(plain + 0.25 * pull, abs=1e-5)
+
+
+def test_a_config_in_the_generators_place_is_named():
+    with pytest.raises(ConfigError, match=r"as the generator.*\n.*config="):
+        fit(
+            EnergyModel(gaussian.Gaussian(2)),
+            gaussian.draws(gaussian.true_parameters(2), 8, 0),
+            FitConfig(rounds=1),
+        )
+
+
+@pytest.mark.parametrize(("nu", "batch", "rows"), [(1e-3, 1, 19), (1.0, 1, 3), (1e-3, 2, 2)])
+def test_a_batch_has_a_draw_at_least(nu, batch, rows):
+    """Of none the loss would be nan; the loss weighs their mean, so one is right on average."""
+    config = FitConfig.fast(rounds=1, pool=16, nu=nu, batch=batch, energy_steps=3, progress=False)
+    data = gaussian.draws(gaussian.true_parameters(2), rows, 0)
+    result = fit(EnergyModel(gaussian.Gaussian(2)), data, config=config)
+    assert result.status != Status.NON_FINITE
+    assert math.isfinite(result.history[0]["loss"])
