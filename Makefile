@@ -14,7 +14,7 @@ USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info 
 help:
 	@echo "make demo         fit the wind model, print its report, write runs/wind/"
 	@echo "make test         run the test suite"
-	@echo "make fuzz         thousands of random inputs, others every time (half an hour or more)"
+	@echo "make fuzz         5,000 random inputs, others every time (half an hour or more)"
 	@echo "make lint         ruff and mypy"
 	@echo "make experiments  rerun every experiment and rewrite experiments/results/"
 	@echo "make bench        models from data against other libraries, short (under 15 minutes)"
@@ -32,7 +32,7 @@ test: $(STAMP)
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 fuzz: $(STAMP)
 	@echo "make fuzz SEED=$(SEED) repeats this"
-	FUZZ=$(or $(FUZZ),50) $(BIN)/python -m pytest tests/test_fuzz_*.py -n auto \
+	FUZZ=$(or $(FUZZ),65) $(BIN)/python -m pytest tests/test_fuzz_*.py -n auto \
 	  --hypothesis-profile=long --hypothesis-seed=$(SEED)
 
 lint: $(STAMP)
