@@ -1,6 +1,7 @@
 """Programs and rows in files, and what the command line makes of bad ones."""
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -185,6 +187,32 @@ def test_a_bad_file_is_exit_code_2_and_names_the_cause(folder, name, capsys):
     command = ["fit", "a/my_model.py:Program", "--data", name, "--out", "runs/x", "--rounds", "1"]
     assert cli.main([*command, "--batch", "2", "--quiet"]) == 2
     assert BAD_FILES[name] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "csv.gz", "parquet"])
+def test_a_file_larger_than_memory_is_not_called_damaged(folder, kind, monkeypatch, capsys):
+    path = folder / f"large.{kind}"
+    if kind == "npz":
+        header = io.BytesIO()
+        large = {"descr": "<f4", "fortran_order": False, "shape": (10**15,)}
+        np.lib.format.write_array_header_1_0(header, large)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", header.getvalue() + bytes(100))
+    else:
+        path.write_bytes(b"x")
+
+    def full(*_, **__):
+        raise MemoryError("Unable to allocate 7 GiB")
+
+    monkeypatch.setattr(pd, "read_csv", full)
+    monkeypatch.setattr(pd, "read_parquet", full)
+    command = ["fit", "a/my_model.py:Program", "--out", "runs/x", *SHORT]
+    assert cli.main([*command, "--data", str(path)]) == 2
+    told = capsys.readouterr().err
+    size = path.stat().st_size
+    assert f"large.{kind}: {size:,} bytes, which need more memory than there is" in told
+    assert "MemoryError: Unable to allocate" in told
+    assert "memory-mapped" in told
 
 
 BAD_NUMBERS = {
