@@ -281,7 +281,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", [*FIELDS, "new setting", "nan", "without"])
+@pytest.mark.parametrize("field", [*FIELDS, "new setting", "nan", "nan of q", "without"])
 def test_a_file_whose_fields_are_wrong_is_a_checkpoint_error(run, tmp_path, field):
     program = find_program(f"{run.parent}/my_model.py:Program")
     content = torch.load(run / "fit.pt", weights_only=True)
@@ -289,6 +289,8 @@ def test_a_file_whose_fields_are_wrong_is_a_checkpoint_error(run, tmp_path, fiel
         content[field] = FIELDS[field]
     elif field == "nan":
         content["model"] = {k: v * float("nan") for k, v in content["model"].items()}
+    elif field == "nan of q":  # a buffer
+        content["generator"]["loc"] *= float("nan")
     elif field == "without":
         del content["config"]
     else:
