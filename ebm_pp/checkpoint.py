@@ -164,7 +164,8 @@ def _made(make: Callable[..., Any], settings: object, path: Path) -> Any:  # noq
 def _restore(part: nn.Module, name: str, content: dict[str, Any], path: Path) -> None:
     """Saved parameters into the model or the generator."""
     saved = content[name]
-    for key, _ in part.named_parameters():
+    # A program's buffers may hold rows with missing values; a generator's have no use for them.
+    for key in saved if name == "generator" else dict(part.named_parameters()):
         if isinstance(saved.get(key), Tensor) and saved[key].isnan().any():
             raise CheckpointError(f"{path}: {key!r} of the {name} is not a number.\n  {DAMAGED}")
     try:

@@ -131,6 +131,8 @@ def read_rows(path: Path, model: EnergyModel) -> dict[str, Any]:
         table = _read_parquet(path) if kind == ".parquet" else _read_csv(path)
     except DataError:
         raise
+    except MemoryError as error:
+        raise _too_large(path, error) from error
     except Exception as error:  # a damaged file can fail anywhere in pandas and pyarrow
         raise DataError(
             f"{path}: not a table ({first_line(error)}).\n  Most likely a damaged "
@@ -293,12 +295,22 @@ def _read_arrays(path: Path, model: EnergyModel) -> dict[str, Any]:
                 if (entry := entries.get(entry_name(name))) is not None:
                     with archive.open(entry) as file:
                         found[name] = np.lib.format.read_array(file, allow_pickle=False)
+    except MemoryError as error:
+        raise _too_large(path, error) from error
     except Exception as error:  # a damaged archive can fail in any of its codecs
         raise DataError(
             f"{path}: not an npz file of numbers ({first_line(error)}).\n  Most "
             "likely a damaged file, or arrays of objects (None, text): save arrays of numbers."
         ) from error
     return found
+
+
+def _too_large(path: Path, error: MemoryError) -> DataError:
+    return DataError(
+        f"{path}: {path.stat().st_size:,} bytes, which need more memory than there is "
+        f"({first_line(error)}).\n  Most likely too many rows: give some of them, or in Python "
+        "memory-mapped arrays, numpy.load(file, mmap_mode='r'). A small file is damaged."
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -32,6 +32,12 @@ from ebm_pp.labels import Labels, as_labels
 from ebm_pp.pool import n_rows
 from ebm_pp.report import pictures
 
+# What is made from a fit: of an older one it must not lie beside the new one.
+MADE = ["report.txt", "report.html", "draws.nc", "energy_*.png"] + [
+    f"{name}.png" for name in ("weights", "pairs", "reweighting", "moments", "calibration",
+                               "terms", "energy", "training")
+]  # fmt: skip
+
 
 def write_run(
     result: Fit,
@@ -47,7 +53,7 @@ def write_run(
     Files: `fit.pt` (see `checkpoint`), `held_out.npz`, `run.json`, `report.txt`, `draws.nc`
     (ArviZ), and the pictures `weights.png`, `pairs.png`, `reweighting.png`, `moments.png`,
     `calibration.png`, `terms.png`, `energy.png` (in the plane), `energy_SITE.png` (of an angle),
-    `training.png`.
+    `training.png`. Those of an older run go first, and its `report.html`.
     """
     with ExitStack() as whole:  # the old run is replaced when the new one is written
         names = ["fit.pt", "held_out.npz", "run.json"]
@@ -59,6 +65,8 @@ def write_run(
         part["run.json"].write_text(json.dumps(settings) + "\n")
         if groups is not None:
             np.save(part["groups.npy"], as_labels(groups, n_rows(held_out)).numpy())
+        for old in [file for pattern in MADE for file in out.glob(pattern)]:
+            old.unlink()
     if groups is None:
         (out / "groups.npy").unlink(missing_ok=True)  # of an older run
     return write_diagnosis(result, held_out, out, seed, groups)

@@ -265,8 +265,18 @@ def test_where_it_is_exact_or_a_simulators_nothing_is_told(kind):
         "table": lambda: Dynamics.tabular(torch.full((3, 2, 3), 1 / 3), torch.ones(3) / 3),
         "opaque": lambda: world(Opaque(lambda s, a: s + torch.randn_like(s))),
         "certain": lambda: world(lambda s, a: s + a),
-    }.get(kind, lambda: world(lambda s, a: SYMMETRIC[kind][0](s)))
-    warn_of_draws(made())
+    }.get(kind, lambda: world(lambda s, a: SYMMETRIC[kind][0](s)))()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_draws(made)
+    assert not told
+    if kind == "table":
+        states, actions = torch.arange(N) % 3, torch.zeros(N, dtype=torch.int64)
+        found = expect(made, lambda s: s.double().reshape(N, -1), states, actions)
+        torch.testing.assert_close(found, torch.ones(N, 1, dtype=F64))
+    else:
+        found = expect(made, cubic, *rows(torch.float32))
+        assert (found == found[0]).all() == (kind != "opaque")
 
 
 def test_many_coordinates_of_a_finite_law_are_drawn():

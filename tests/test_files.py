@@ -1,6 +1,7 @@
 """Programs and rows in files, and what the command line makes of bad ones."""
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -187,6 +189,32 @@ def test_a_bad_file_is_exit_code_2_and_names_the_cause(folder, name, capsys):
     assert BAD_FILES[name] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["npz", "csv", "csv.gz", "parquet"])
+def test_a_file_larger_than_memory_is_not_called_damaged(folder, kind, monkeypatch, capsys):
+    path = folder / f"large.{kind}"
+    if kind == "npz":
+        header = io.BytesIO()
+        large = {"descr": "<f4", "fortran_order": False, "shape": (10**15,)}
+        np.lib.format.write_array_header_1_0(header, large)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", header.getvalue() + bytes(100))
+    else:
+        path.write_bytes(b"x")
+
+    def full(*_, **__):
+        raise MemoryError("Unable to allocate 7 GiB")
+
+    monkeypatch.setattr(pd, "read_csv", full)
+    monkeypatch.setattr(pd, "read_parquet", full)
+    command = ["fit", "a/my_model.py:Program", "--out", "runs/x", *SHORT]
+    assert cli.main([*command, "--data", str(path)]) == 2
+    told = capsys.readouterr().err
+    size = path.stat().st_size
+    assert f"large.{kind}: {size:,} bytes, which need more memory than there is" in told
+    assert "MemoryError: Unable to allocate" in told
+    assert "memory-mapped" in told
+
+
 BAD_NUMBERS = {
     ("--rounds", "0"): "rounds=0",
     ("--batch", "-1"): "batch=-1",
@@ -253,7 +281,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", [*FIELDS, "new setting", "nan", "without"])
+@pytest.mark.parametrize("field", [*FIELDS, "new setting", "nan", "nan of q", "without"])
 def test_a_file_whose_fields_are_wrong_is_a_checkpoint_error(run, tmp_path, field):
     program = find_program(f"{run.parent}/my_model.py:Program")
     content = torch.load(run / "fit.pt", weights_only=True)
@@ -261,6 +289,8 @@ def test_a_file_whose_fields_are_wrong_is_a_checkpoint_error(run, tmp_path, fiel
         content[field] = FIELDS[field]
     elif field == "nan":
         content["model"] = {k: v * float("nan") for k, v in content["model"].items()}
+    elif field == "nan of q":  # a buffer
+        content["generator"]["loc"] *= float("nan")
     elif field == "without":
         del content["config"]
     else:

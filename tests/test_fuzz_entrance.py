@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from fuzzing import as_users_call, odd, same, tried, weighing
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -168,10 +168,29 @@ ARGUMENTS = {f"{name} seed": call for name, call in SEEDS.items()} | {
 LATE = ["fit data", "fit held_out", "EnergyModel program"]  # hypothesis draws them least
 
 
+# How many there are of what a number of draws or rows was asked for.
+COUNTED = {
+    "importance_sample n": lambda drawn: len(drawn.log_weights),
+    "resample n": lambda drawn: len(drawn["x"]),
+    "independence_mh chains": lambda chains: len(chains.values["y"]),
+    "sample_base n": lambda drawn: len(drawn["y"]),
+    "to_datatree n": lambda drawn: drawn["y"].size,
+}
+
+
 @weighing(8)
 @given(st.sampled_from(sorted(ARGUMENTS)), odd)
+@example("importance_sample n", 2)
+@example("independence_mh chains", np.uint64(5))
+@example("to_datatree n", np.int8(3))
+@example("sample_base n", torch.tensor(3))
+@example("resample n", 2.5)
 def test_an_argument_of_any_type_works_or_is_refused_by_name(name, value):
-    tried(ARGUMENTS[name], value)
+    before = fitted().model.energy(rows()).detach()
+    found = tried(ARGUMENTS[name], value)
+    if name in COUNTED and found is not None:
+        assert COUNTED[name](found) == value
+    assert same(fitted().model.energy(rows()).detach(), before)
 
 
 whole = st.integers(-3, 2**64 - 1) | st.sampled_from([0, 1, 2**31, 2**63, 2**64 - 1])

@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from fuzzing import as_users_call, names, odd, same, tried, weighing
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_fuzz_entrance import Program, fitted, rows
 
@@ -133,25 +133,37 @@ def test_a_table_of_any_text_is_refused_by_its_path_or_read_as_it_stands(head, l
         tried(fitted().model.check, found)
 
 
+def read_as_given(path, columns):
+    """Rows of a table whose columns hold one value each, or a refusal; no other value."""
+    found = tried(files.read_rows, path, fitted().model)
+    checked = None if found is None else tried(fitted().model.check, found)
+    if checked is not None:
+        read = {"x[0]": checked["x"][:, 0], "x[1]": checked["x"][:, 1], "y": checked["y"]}
+        for name, value in read.items():
+            assert value.tolist() == [float(np.float32(columns[name]))] * 3
+    return checked
+
+
+PLAIN = {"x[0]": -1, "x[1]": 2.5, "y": np.float32(0.3)}
+
+
 @weighing(3)
 @given(st.dictionaries(st.sampled_from(["x", "y", "x[0]", "x[1]"]), odd, max_size=3))
+@example(PLAIN)
 def test_arrays_and_columns_of_any_type_are_refused_by_their_path_or_read(columns):
     path = HERE / "odd.npz"
     try:
         np.savez(path, **{name: np.array([value] * 3) for name, value in columns.items()})
     except (TypeError, ValueError, OverflowError, RuntimeError):  # numpy can't write it
         return
-    found = tried(files.read_rows, path, fitted().model)
-    if found is not None:
-        tried(fitted().model.check, found)
+    read_as_given(path, columns)
     path = HERE / "odd.parquet"
     try:
         pd.DataFrame({name: [value] * 3 for name, value in columns.items()}).to_parquet(path)
     except Exception:  # nor pyarrow
         return
-    found = tried(files.read_rows, path, fitted().model)
-    if found is not None:
-        tried(fitted().model.check, found)
+    checked = read_as_given(path, columns)
+    assert checked is not None or columns is not PLAIN
 
 
 # --- saved fits ---------------------------------------------------------------------------------
@@ -322,12 +334,15 @@ def test_sample_takes_any_option(option, value, out):
 
 
 # --- programs in files --------------------------------------------------------------------------
+STOPS = [
+    "raise ValueError('no')", "x = ", "import no_such_module", "exit(3)", "from nowhere import *",
+    "\0", "1/0", "raise SystemExit",
+]  # fmt: skip
+GOES = "import pyro, pyro.distributions as d\ndef Program(): pyro.sample('x', d.Beta(2, 2))"
 LINES = [
-    "import torch", "raise ValueError('no')", "x = ", "def Program(): pass", "Program = 3",
+    *STOPS, GOES, "import torch", "def Program(): pass", "Program = 3", "Program = None",
     "class Program:\n    pass", "class Program:\n    def __init__(self, n): pass",
-    "import no_such_module", "exit(3)", "Program = None", "from nowhere import *", "\0",
-    "class Program:\n    def __call__(self): return 1", "1/0", "raise SystemExit",
-    "Program = print",
+    "class Program:\n    def __call__(self): return 1", "Program = print",
     "def Program(n): pass", "import pyro\ndef Program():\n    pyro.sample(3, 4)",
 ]  # fmt: skip
 
@@ -336,9 +351,14 @@ LINES = [
 @given(
     st.lists(st.sampled_from(LINES), max_size=3), st.sampled_from(["Program", "Other", "a.b", ""])
 )
+@example(["Program = 3", GOES, "import torch"], "Program")
+@example([GOES, "Program = 3"], "Program")
+@example([GOES, "raise SystemExit"], "Program")
 def test_a_file_of_any_code_is_refused_by_name(lines, name):
     path = HERE / "odd_program.py"
     path.write_text("\n".join(lines))
     found = tried(files.find_program, f"{path}:{name}", names=["odd_program"])
-    if found is not None:
-        tried(EnergyModel, found)
+    model = None if found is None else tried(EnergyModel, found)
+    last = [line for line in lines if "Program" in line][-1:]
+    goes = name == "Program" and last == [GOES] and not set(lines) & set(STOPS)
+    assert (list(model.sites) if model else None) == (["x"] if goes else None)

@@ -154,13 +154,12 @@ def gradients(model, q, batches, size, *, pathwise, landing=False):
     return torch.stack(rows)
 
 
-def agree(one, other):
+def largest_z(one, other):
+    """How many standard errors two gradients are apart, at most, and either from zero."""
     error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
     moving = error > 1e-12
-    z = (one.mean(0) - other.mean(0))[moving] / error[moving]
-    assert moving.any()
-    assert z.abs().max() < 5, z
-    assert ((one.mean(0)[moving] / error[moving]).abs() > 5).any(), "no signal to compare"
+    apart, signal = (one.mean(0) - other.mean(0)) / error, one.mean(0) / error
+    return apart[moving].abs().max(), signal[moving].abs().max()
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05])
@@ -169,9 +168,14 @@ def test_pathwise_score_and_opaque_gradients_agree(noise):
     known, q = linear_quadratic(noise, opaque=False)
     hidden, closed = linear_quadratic(noise, opaque=True)
     pathwise = gradients(known, q, 40, 500, pathwise=True)
-    agree(pathwise, gradients(known, q, 40, 500, pathwise=True, landing=True))
-    agree(pathwise, gradients(known, q, 40, 500, pathwise=False))
-    agree(pathwise, gradients(hidden, closed, 40, 500, pathwise=False))
+    for found in (
+        gradients(known, q, 40, 500, pathwise=True, landing=True),
+        gradients(known, q, 40, 500, pathwise=False),
+        gradients(hidden, closed, 40, 500, pathwise=False),
+    ):
+        apart, signal = largest_z(pathwise, found)
+        assert apart < 5
+        assert signal > 5, "nothing to compare"
 
 
 def test_every_gradient_is_zero_at_the_optimum_without_noise():

@@ -20,6 +20,7 @@ from ebm_pp import (
     diagnose,
     fit,
     importance_sample,
+    runs,
 )
 from ebm_pp.cli import main, write_run
 from ebm_pp.plots import plot_factors, plot_moment_gaps
@@ -110,6 +111,28 @@ def test_the_command_line_writes_it(fitted, held_out, tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
     assert "models.gaussian:Gaussian" in (tmp_path / "report.html").read_text()
     assert main(["report", str(tmp_path / "nothing")]) == 2
+
+
+def test_nothing_of_an_older_run_stays_beside_a_new_one(fitted, held_out, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    write_run(fitted, held_out, tmp_path, spec="models.gaussian:Gaussian")
+    main(["report", str(tmp_path)])
+    (tmp_path / "energy_wind.png").write_text("of an angle that the program had")
+    (tmp_path / "notes.png").write_text("the user's")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write_run(fitted, held_out, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "diagnose", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write_run(fitted, held_out, tmp_path)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"fit.pt", "held_out.npz", "run.json", "notes.png"}
 
 
 def test_notebooks_show_the_status_first_and_well_formed_tables(fitted, held_out):
