@@ -22,7 +22,7 @@ from ebm_pp.moments import (
     site_statistics,
     trajectory_statistics,
 )
-from ebm_pp.outskirts import outskirts_of
+from ebm_pp.outskirts import Away, base_away, outskirts_of
 from ebm_pp.pareto import chain_statistics
 from ebm_pp.partition import Estimate, log_partition_from_weights, sandwich
 from ebm_pp.policy import PolicyGenerator
@@ -113,6 +113,7 @@ class Evidence:
         keeps_modes: whether the generator was trained by weighted forward KL.
         own: whether moments are compared with the policy's own draws instead of weighted ones:
             weights of whole trajectories are unusable, though every single step is fine.
+        away: where mass leaks, how far the base measure is from the rows.
         findings: what is wrong with rows themselves, each with whose rows these are.
     """
 
@@ -132,6 +133,7 @@ class Evidence:
     own: bool = False
     heavy_base: bool = False
     keeps_modes: bool = False
+    away: Away | None = None
     findings: tuple[tuple[str, Finding], ...] = ()
 
 
@@ -187,6 +189,7 @@ def measure(
         data=at_data,
         heavy_base=getattr(fit.generator, "raw_df", None) is not None,
         keeps_modes=loss in ("auto", "weighted_forward_kl"),
+        away=base_away(model, z_data) if rows is not None and len(z_leak) else None,
     )
 
 

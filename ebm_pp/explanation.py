@@ -2,8 +2,11 @@
 
 from ebm_pp.evidence import ENOUGH, USABLE_ESS, AtData, Evidence
 from ebm_pp.moments import Gap
+from ebm_pp.outskirts import Away
 from ebm_pp.policy_verdict import explain_policy, healthy_policy
 from ebm_pp.rows import shown
+
+FAR_BASE = 20.0  # spreads of the base measure: rows so far away the energy can hardly follow
 
 
 def explain(problems: tuple[str, ...], found: Evidence, worst: str, gap: Gap) -> tuple[str, str]:
@@ -66,8 +69,8 @@ def explain(problems: tuple[str, ...], found: Evidence, worst: str, gap: Gap) ->
         )
         + " the generator longer (generator_steps_max).",
         "leaked_mass": f"Leaking energy: {leak} of the model's mass is where data are not and the "
-        "generator hardly draws; draws of the base measure, or beyond it, find it. Raise "
-        "base_share, train longer, or start from a tilt.",
+        "generator hardly draws; draws of the base measure, or beyond it, find it. "
+        + _remedy(found.away),
         "wrong_factor": f"Wrong or missing factor: the data's mean of '{worst}' is "
         f"{shown(abs(gap.size), 2)} sd {'above' if gap.z > 0 else 'below'} the model's "
         f"({shown(abs(gap.z), 1)} standard errors), while the generator is fine. Train the energy "
@@ -90,6 +93,17 @@ def _gain(data: AtData | None) -> str:
         return ""
     error = shown(data.gain_error, 2)
     return f"the generator's own density is {shown(-data.gain, 2)} +- {error} nats a row better"
+
+
+def _remedy(away: Away | None) -> str:
+    """What helps against a leak; the energy may first have to undo a base far from the rows."""
+    if away is None or away.spreads < FAR_BASE:
+        return "Raise base_share, train longer, or start from a tilt."
+    return (
+        f"Most likely since the base measure does not reach the rows, whose middle is "
+        f"{away.spreads:.0f} of its spreads away in '{away.name}': give that site the data's "
+        "location and scale."
+    )
 
 
 def _centre(found: Evidence) -> str:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ebm_pp.circle import wrap
 from ebm_pp.density import EnergyModel, Sites
+from ebm_pp.moments import coordinate_names
 
 WIDTHS = (1.5, 3.0, 6.0)  # of the wide part, in the wider spread of base measure and data
 THICK = 0.25  # of a way
@@ -162,6 +163,29 @@ def outskirts_of(model: EnergyModel, rows: Sites) -> Outskirts:
     """The outskirts of a model and rows of its data; draws from the base measure if it can."""
     z_base = model.unconstrain(model.sample_base(BASE))[0] if model.proper else None
     return outskirts(model.circular, model.unconstrain(rows)[0], z_base)
+
+
+class Away(NamedTuple):
+    """How far the base measure is from the rows.
+
+    * name: the coordinate where it is farthest.
+    * spreads: from its middle to that of the rows, in spreads of the base measure.
+    """
+
+    name: str
+    spreads: float
+
+
+@torch.no_grad()
+def base_away(model: EnergyModel, z_data: Float[Tensor, "n d"]) -> Away | None:
+    """How far the base measure is from rows, on the line; None if it is improper or all angles."""
+    line = (~model.circular).nonzero()[:, 0]
+    if not model.proper or not len(line):
+        return None
+    base, spread = _middle(model.unconstrain(model.sample_base(BASE))[0][:, line])
+    away = ((_middle(z_data[:, line])[0] - base) / spread).abs()
+    farthest = int(away.argmax())
+    return Away(coordinate_names(model)[line[farthest]], away[farthest].item())
 
 
 def outskirts(

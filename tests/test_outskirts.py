@@ -12,7 +12,7 @@ from torch import nn
 import ebm_pp
 from ebm_pp import EnergyModel, FitConfig, diagnose
 from ebm_pp.leak import find_leak, with_lumps_found
-from ebm_pp.outskirts import END, MOST_LUMPS, outskirts, outskirts_of
+from ebm_pp.outskirts import END, MOST_LUMPS, base_away, outskirts, outskirts_of
 from ebm_pp.pool import OUTER, draw_pool
 from ebm_pp.sampling import propose
 
@@ -227,3 +227,38 @@ def test_without_a_defensive_mixture_there_are_none():
         progress=False,
     )  # fmt: skip
     assert ebm_pp.fit(EnergyModel(Plain()), data, config=config).outskirts is None
+
+
+# A base measure far from the rows --------------------------------------------------------------
+def test_how_far_the_base_measure_is_from_the_rows():
+    def program():
+        pyro.sample("near", dist.Normal(1.0, 3.0))
+        pyro.sample("far", dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0])).to_event(1))
+        pyro.sample("angle", ebm_pp.Circle())
+
+    model = ebm_pp.EnergyModel(program)
+    z = torch.tensor([-11.0, 7.0, 30.0, 2.0]) + torch.zeros(51, 4)
+    z[0] = 1e9  # by medians: no single row counts
+    away = base_away(model, z)
+    assert away.name == "far[1]"
+    assert away.spreads == pytest.approx(15, rel=0.1)
+
+
+def test_without_a_base_on_the_line_nothing_is_far():
+    def angle():
+        pyro.sample("angle", ebm_pp.Circle())
+
+    assert base_away(ebm_pp.EnergyModel(angle), torch.zeros(9, 1)) is None
+
+
+@pytest.mark.parametrize(("at", "far"), [(-185.0, False), (-215.0, True)])
+def test_the_advice_names_a_base_that_does_not_reach_the_rows(at, far):
+    """p~ leaks half of its mass to where neither rows nor draws are; the base is N(0, 10)."""
+    fit = exact(mixture([at, 0.0]), normal(at, 1.0), normal(0.0, 10.0))
+    report = diagnose(fit, rows(normal(at, 1.0), 2000, 0))
+    assert report.problems[0] == "leaked_mass"
+    assert ("give that site the data's location and scale" in report.verdict) is far
+    assert ("Raise base_share" in report.verdict) is not far
+    away = report.evidence.away.spreads
+    assert away == pytest.approx(-at / 10, rel=0.05)
+    assert (f"{away:.0f} of its spreads" in report.verdict) is far
