@@ -29,11 +29,12 @@ from ebm_pp.files import (
 )
 from ebm_pp.fitted import Fit
 from ebm_pp.labels import Labels, as_labels
+from ebm_pp.names import file_name
 from ebm_pp.pool import n_rows
 from ebm_pp.report import pictures
 
 # What is made from a fit: of an older one it must not lie beside the new one.
-MADE = ["report.txt", "report.html", "draws.nc", "energy_*.png"] + [
+MADE = ["report.txt", "report.html", "draws.nc"] + [
     f"{name}.png" for name in ("weights", "pairs", "reweighting", "moments", "calibration",
                                "terms", "energy", "training")
 ]  # fmt: skip
@@ -65,8 +66,10 @@ def write_run(
         part["run.json"].write_text(json.dumps(settings) + "\n")
         if groups is not None:
             np.save(part["groups.npy"], as_labels(groups, n_rows(held_out)).numpy())
-        for old in [file for pattern in MADE for file in out.glob(pattern)]:
-            old.unlink()
+        angles = [f"energy_{file_name(site)}.png" for site in result.model.sites]
+        for old in [out / name for name in (*MADE, *angles)]:
+            if old.is_file():
+                old.unlink()
     if groups is None:
         (out / "groups.npy").unlink(missing_ok=True)  # of an older run
     return write_diagnosis(result, held_out, out, seed, groups)

@@ -119,8 +119,9 @@ def test_nothing_of_an_older_run_stays_beside_a_new_one(fitted, held_out, tmp_pa
 
     write_run(fitted, held_out, tmp_path, spec="models.gaussian:Gaussian")
     main(["report", str(tmp_path)])
-    (tmp_path / "energy_wind.png").write_text("of an angle that the program had")
-    (tmp_path / "notes.png").write_text("the user's")
+    site = next(iter(fitted.model.sites))
+    (tmp_path / f"energy_{site}.png").write_text("of the angle that this site was")
+    (tmp_path / "energy_of_the_atom.png").write_text("the user's")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", stopped)
@@ -132,7 +133,7 @@ def test_nothing_of_an_older_run_stays_beside_a_new_one(fitted, held_out, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             write_run(fitted, held_out, tmp_path)
     left = {file.name for file in tmp_path.iterdir()}
-    assert left == {"fit.pt", "held_out.npz", "run.json", "notes.png"}
+    assert left == {"fit.pt", "held_out.npz", "run.json", "energy_of_the_atom.png"}
 
 
 def test_notebooks_show_the_status_first_and_well_formed_tables(fitted, held_out):
