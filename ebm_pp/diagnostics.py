@@ -277,8 +277,7 @@ def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
         rows.append(Row("draws without a density", share, text, f"<= {REJECTED:.1%}", word))
     text = f"{shown(log_z.value, 4)} +- {shown(log_z.standard_error, 4)}"
     word = "ok" if log_z.standard_error <= PRECISE else "imprecise"
-    few = problems[:1] == ("low_ess",) and found.n * log_z.ess < ENOUGH
-    if few or (problems and problems[0] in MISSED):
+    if not _trusted(found, problems):
         word = "not to be trusted"
     if found.own:
         word = "noisy: long horizon"
@@ -297,17 +296,25 @@ def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def _trusted(found: Evidence, problems: tuple[str, ...]) -> bool:
+    """Whether log Z, and what is computed with it, means anything."""
+    few = problems[:1] == ("low_ess",) and found.n * found.log_z.ess < ENOUGH
+    return not few and not (problems and problems[0] in MISSED)
+
+
 def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list[Row]:
     side, (name, gap) = data.side, _worst(data)
     wanted = REACHED * found.log_z.ess
     limit = family_threshold(len(data.gaps))
-    if problems and problems[0] in MISSED:
+    trusted = _trusted(found, problems)
+    if not trusted:
         moments = "see the verdict"
     elif abs(gap.z) <= limit:
         moments = "ok"
     else:
         moments = "too large" if _matters(gap, data) else "real but small"
     k = side.pareto_k
+    likelihood = "below q" if _underfits(data) else ""
     rows = [
         Row("data: Pareto k-hat", k, shown(k, 2), f"<= {FINITE_MEAN:.2f}",
             _tail_word(k, FINITE_MEAN)),
@@ -319,12 +326,15 @@ def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list
             f"<= {shown(limit, 1)} SE", moments),
         Row("log-likelihood of rows", data.log_likelihood,
             f"{shown(data.log_likelihood, 4)} +- {shown(data.log_likelihood_error, 4)} "
-            f"({shown(data.gain, 4, '+')} on q)", "", "below q" if _underfits(data) else ""),
+            f"({shown(data.gain, 4, '+')} on q)", "",
+            likelihood if trusted else "not to be trusted"),
     ]  # fmt: skip
     if math.isnan(data.offset_gap):
         return rows
     allowed = OFFSET + 3 * data.offset_error
     word = "ok" if abs(data.offset_gap) <= allowed else "not converged"
+    if not trusted:
+        word = "see the verdict"
     return [
         *rows,
         Row("offset b - log Z", data.offset_gap, shown(data.offset_gap, 3, '+'),
@@ -334,13 +344,13 @@ def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list
 
 
 def _at_least(name: str, value: float, limit: float) -> Row:
-    return Row(
-        name,
-        value,
-        shown(value, 3),
-        f">= {shown(limit, 2)}",
-        "ok" if value >= limit else "low",
-    )
+    word = "ok" if value >= limit else "low"
+    return Row(name, value, _fraction(value, 3), f">= {_fraction(limit, 2)}", word)
+
+
+def _fraction(value: float, digits: int) -> str:
+    """A fraction for people; one too small for so many digits by its first two."""
+    return f"{value:.2g}" if 0 < value < 10**-digits else shown(value, digits)
 
 
 def _tail_word(k: float, limit: float) -> str:
