@@ -28,6 +28,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from ebm_pp.evidence import (
     ENOUGH,
     USABLE_ESS,
@@ -123,6 +126,7 @@ def diagnose(
     n: int = 4000,
     *,
     groups: Labels | None = None,
+    numbers: Int[Tensor, " rows"] | None = None,
     seed: int | None = 0,
 ) -> Report:
     """Draws from the generator and says what the draws, log Z and the fit are worth.
@@ -135,6 +139,7 @@ def diagnose(
         n: draws of the generator.
         groups: a label per row of data. Rows of one label go together (hours of a day, shots of a
             run); then only groups count as independent in the standard errors.
+        numbers: of the rows, as a user's file counts them; 0, 1, 2, ... by default.
         seed: of these draws; the global random stream is left alone.
 
     Returns:
@@ -151,7 +156,7 @@ def diagnose(
     require_fit("diagnose", fit)
     with seeded(seed):
         found = measure(fit, data, n, CHAINS, groups)
-    found = replace(found, findings=findings_of(fit, data))
+    found = replace(found, findings=findings_of(fit, data, numbers))
     problems = _problems(found)
     worst, gap = _worst(found.data) if found.data else ("", Gap(0.0, 0.0))
     where, verdict = explain(problems, found, worst, gap)

@@ -300,6 +300,14 @@ def warn(findings: Sequence[Finding]) -> None:
 
 
 @contextmanager
+def said() -> Iterator[None]:
+    """Within it nothing warns of rows: what is wrong is said by other numbers than their own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the data:")
+        yield
+
+
+@contextmanager
 def blamed(findings: Sequence[Finding]) -> Iterator[None]:
     """Errors of a generator that the rows explain, as errors of the data.
 

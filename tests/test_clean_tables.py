@@ -150,10 +150,9 @@ TABLES = {
         40,
     ),
     "bodies": (
-        positive("height", "weight", "index"),
+        positive("height", "weight"),
         lambda r, n: named(
-            ("height", "weight", "index"), h := r.normal(170, 9, n),
-            w := h - 100 + 10 * r.normal(size=n), w / (h / 100) ** 2,
+            ("height", "weight"), h := r.normal(170, 9, n), h - 100 + 10 * r.normal(size=n)
         ),
         40,
     ),
