@@ -219,20 +219,20 @@ def _settings(out: Path) -> dict[str, str]:
 
 
 def _numbers(saved: Path, n: int) -> Int[Tensor, " n"] | None:
-    """Numbers of the held-out rows, if any were saved.
+    """Numbers of the held-out rows, if any were saved and the rows are still as many.
 
     Raises:
-        CheckpointError: they are damaged, or not one a row.
+        CheckpointError: they are damaged.
     """
     found = _array(saved)
     if found is None:
         return None
-    if found.dtype.kind != "i" or found.shape != (n,):
+    if found.dtype.kind != "i":
         raise CheckpointError(
-            f"{saved}: {found.dtype} of shape {found.shape}; expected {n} whole numbers, one a "
-            "held-out row.\n  Fit again, or take the folder from a copy."
+            f"{saved}: {found.dtype}; expected whole numbers, one a held-out row.\n  Fit again, or "
+            "take the folder from a copy."
         )
-    return torch.from_numpy(found.astype(np.int64))
+    return torch.from_numpy(found.astype(np.int64)) if found.shape == (n,) else None
 
 
 def _array(saved: Path) -> np.ndarray | None:

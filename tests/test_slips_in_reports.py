@@ -84,7 +84,6 @@ def require_no_contradiction(report):
             rows[name].verdict
             for name in ("largest moment gap", "log-likelihood of rows", "offset b - log Z")
         ]
-    assert (rows["log Z"].verdict == "ok") <= (rows["log Z"].value == pytest.approx(high, abs=3))
     for row in report.rows:
         if row.wanted.startswith(">= "):
             enough = float(row.text) >= float(row.wanted[3:])
