@@ -229,8 +229,8 @@ def _numbers(saved: Path, n: int) -> Int[Tensor, " n"] | None:
         return None
     if found.dtype.kind != "i":
         raise CheckpointError(
-            f"{saved}: {found.dtype}; expected whole numbers, one a held-out row.\n  Fit again, or "
-            "take the folder from a copy."
+            f"{saved}: {found.dtype}; expected whole numbers, one a held-out row.\n"
+            "  Fit again, or take the folder from a copy."
         )
     return torch.from_numpy(found.astype(np.int64)) if found.shape == (n,) else None
 
