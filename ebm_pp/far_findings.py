@@ -193,7 +193,7 @@ def _far_finding(
 def coded_finding(
     column: Column, coded: Coded, numbers: Int[np.ndarray, " n"], x: Sites
 ) -> Finding:
-    """Rows with a code for a missing value, in words; fatal where all others lie on one side."""
+    """Rows with a code for a missing value, in words; fatal where it is out of range for sure."""
     many = len(coded.rows) > 1
     where = ", and none is beyond it" if coded.beyond else ""
     text = (
@@ -205,8 +205,14 @@ def coded_finding(
         f"Most likely a code for a missing value: drop {'these rows' if many else 'this row'}. If "
         "it was measured it has a probability of its own, and no density: model it apart."
     )
+    if coded.beyond and not coded.apart:
+        advice = (
+            "A code for a missing value, or the end of a scale (none at all, a clipped reading)? "
+            f"In the first case drop {'these rows' if many else 'this row'}; in the second the "
+            "value has a probability of its own, and no density: model it apart."
+        )
     named = _named(coded.rows, numbers, x)
-    return Finding("coded_rows", column.site, text, advice, coded.beyond, *named)
+    return Finding("coded_rows", column.site, text, advice, coded.apart, *named)
 
 
 def _named(

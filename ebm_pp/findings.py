@@ -227,7 +227,7 @@ def _coded(
     for column in columns:
         values = column.given if column.turns is None else column.turns
         for coded in coded_rows(values):
-            if len(coded.rows) < (ATOM if coded.beyond else NOTED) * len(values):
+            if len(coded.rows) < (ATOM if coded.apart else NOTED) * len(values):
                 yield coded_finding(column, coded, numbers, x)
 
 

@@ -116,3 +116,29 @@ def test_a_distance_is_said_of_the_coordinate_it_is_in():
     assert "standard deviations of the unconstrained coordinate from the median" in found.text
     (found,) = with_slip("speed", [17], 1e9)
     assert "unconstrained" not in found.text
+
+
+def test_the_end_of_a_scale_is_no_code_for_sure():
+    fine = clean()["age"] / 100
+    concave = torch.where(torch.arange(N) < 5, 0.0, fine**4)  # others come near 0
+    (found,) = look_at(MODEL, MODEL.stored(clean() | {"age": concave}))
+    assert (found.kind, found.fatal, found.rows) == ("coded_rows", False, (0, 1, 2, 3, 4))
+    assert "or the end of a scale" in found.advice
+    of_cosines = torch.where(torch.arange(N) < 5, -1.0, (5 * clean()["direction"]).cos())
+    (found,) = look_at(MODEL, MODEL.stored(clean() | {"temperature": of_cosines}))
+    assert (found.kind, found.fatal) == ("coded_rows", False)
+
+
+def test_measured_zeros_of_real_rows_are_cautions():
+    """Thirteen tumours without a concave point: no missing values, and no rows to drop."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    rows = datasets.load_breast_cancer().data[:, [6, 7]]
+
+    def declared():
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    model = ebm_pp.EnergyModel(declared)
+    found = look_at(model, model.stored({"x": rows}))
+    assert {finding.kind for finding in found} == {"tied_rows", "repeated_rows"}
+    assert not any(finding.fatal for finding in found)
+    assert "(0 in 2.3%)" in found[0].text
