@@ -238,10 +238,10 @@ def _tied(column: Column, found: Ties, n: int, *, fatal: bool) -> Finding:
     if column.circular:
         shown = ", ".join(f"one in {share:.1%}" for _, share in found.atoms or found.common)
     if found.atoms:
+        so = "so log-likelihoods mean nothing" if fatal else "and a long fit makes it a spike"
         advice = (
-            "A density can rise without bound at one value, so log-likelihoods mean nothing: "
-            "model the rows that have it apart, or drop them; if it stands for a range, draw them "
-            "from that range at random."
+            f"A density can rise without bound at one value, {so}: model the rows that have it "
+            "apart, or drop them; if it stands for a range, draw them from that range at random."
         )
     else:
         jitter = f"uniform jitter of the rounding's width ({found.step:.3g}), inside the support."
