@@ -172,10 +172,12 @@ def _problems(found: Evidence) -> tuple[str, ...]:
     leaks = found.data is not None and _leaks(found)
     if leaks:
         problems.insert(0, "leaked_mass")
+    elif generator == "low_ess" and _trusted(found, (generator,)) and _underfits(found.data):
+        problems.insert(0, "underfit_energy")  # q is near the rows, and the energy far from both
     if not problems and found.data and _matters(_worst(found.data)[1], found.data):
         elsewhere = found.law and _worst(found.data)[0].startswith("start")
         problems.append("other_start" if elsewhere else "wrong_factor")
-    if not problems and found.data and _underfits(found.data):
+    if not problems and _underfits(found.data):
         problems.append("underfit_energy")
     if found.own:  # nobody uses the weights of whole trajectories, nor their log Z
         return tuple(problems)
@@ -234,8 +236,10 @@ def _matters(gap: Gap, data: AtData) -> bool:
     return abs(gap.z) > family_threshold(len(data.gaps)) and abs(gap.size) >= MATERIAL + data.slack
 
 
-def _underfits(data: AtData) -> bool:
+def _underfits(data: AtData | None) -> bool:
     """Whether q, which only follows the energy, describes rows better than the energy does."""
+    if data is None:
+        return False
     known = data.seen or data.of_trajectories
     return not known and data.gain < -max(WORSE, 3 * data.gain_error)
 

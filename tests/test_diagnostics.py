@@ -200,6 +200,16 @@ def test_what_rests_on_a_log_z_that_is_not_to_be_trusted_is_not_ok(fault):
     assert said["largest moment gap"] == said["offset b - log Z"] == "see the verdict"
 
 
+def test_weights_far_apart_because_the_energy_lags_are_the_energys():
+    """q has the law of the rows; the energy is still five times narrower."""
+    fit = exact(normal(0.0, 0.2), normal(0.0, 1.0))
+    report = diagnose(fit, rows(normal(0.0, 1.0), 2000))
+    assert report.problems[:2] == ("underfit_energy", "low_ess")
+    assert "Train longer" in report.verdict
+    fitting = diagnose(fit, rows(normal(0.0, 0.2), 2000))  # there q is too wide
+    assert fitting.problems[0] == "low_ess"
+
+
 def test_small_fractions_are_shown_by_their_first_digits():
     (low,) = [diagnostics._at_least("ESS/n", 0.00031, 0.0012)]
     assert (low.text, low.wanted, low.verdict) == ("0.00031", ">= 0.0012", "low")
