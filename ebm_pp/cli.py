@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,14 @@ from ebm_pp.errors import (
     GeneratorError,
     ProgramError,
 )
+from ebm_pp.evidence import require_density
 from ebm_pp.files import (
     find_program,
     first_line,
     read_rows,
     write_rows,
 )
-from ebm_pp.findings import look_at
+from ebm_pp.findings import look_at, said
 from ebm_pp.fitted import Fit, Status
 from ebm_pp.names import unused
 from ebm_pp.partition import log_partition_from_weights
@@ -39,6 +39,7 @@ from ebm_pp.pool import n_rows, pick
 from ebm_pp.report import write_report
 from ebm_pp.runs import read_run, require_writable, write_diagnosis, write_run
 from ebm_pp.sampling import importance_sample, resample
+from ebm_pp.stored import representative
 from ebm_pp.training import fit
 
 EXAMPLES = {
@@ -171,7 +172,10 @@ def _fit(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)  # of the networks' initial weights
     model = EnergyModel(find_program(options.program))
     data = model.check(read_rows(options.data, model))
-    numbers = torch.arange(n_rows(data))
+    if model.layout is None:  # before rows are split: a row without a density is told by the file
+        with torch.no_grad():
+            require_density(model, representative(data))
+    numbers, held_out_numbers = torch.arange(n_rows(data)), None
     if options.held_out is None:
         shuffled = torch.randperm(
             n_rows(data), generator=torch.Generator().manual_seed(options.seed)
@@ -183,16 +187,17 @@ def _fit(options: argparse.Namespace) -> int:
                 "is held out.\n  Give more rows, or rows to judge by: --held-out FILE."
             )
         held_out, data = pick(data, shuffled[:fifth]), pick(data, shuffled[fifth:])
-        numbers = shuffled[fifth:]
+        held_out_numbers, numbers = shuffled[:fifth], shuffled[fifth:]
     else:
         held_out = model.check(read_rows(options.held_out, model))
     chosen_config = _config(model, chosen)
-    with warnings.catch_warnings():
-        # `check` has said it, by the numbers of the file's rows; those of the split are of no use.
-        warnings.filterwarnings("ignore", message="the data:")
+    with said():  # by `check`, which knew the numbers of the file's rows
         result = fit(model, data, config=chosen_config, held_out=held_out)
     result = dataclasses.replace(result, findings=look_at(model, data, numbers))
-    report = write_run(result, held_out, options.out, spec=options.program, seed=options.seed)
+    report = write_run(
+        result, held_out, options.out, numbers=held_out_numbers, spec=options.program,
+        seed=options.seed,
+    )  # fmt: skip
     code = _tell(result, report, options)
     if result.status is not Status.INTERRUPTED:
         return code
@@ -209,20 +214,24 @@ def _config(model: EnergyModel, chosen: dict[str, Any]) -> FitConfig:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    result, held_out, groups, _, seed = read_run(options.out, options.data)
-    report = write_diagnosis(result, held_out, options.out, seed, groups)
-    return _tell(result, report, options)
+    run = read_run(options.out, options.data)
+    report = write_diagnosis(run.fit, run.rows, options.out, run.seed, run.groups, run.numbers)
+    return _tell(run.fit, report, options)
 
 
 def _report(options: argparse.Namespace) -> int:
-    result, held_out, groups, program, seed = read_run(options.out, options.data)
+    run = read_run(options.out, options.data)
     path = options.out / "report.html"
-    report = write_report(result, held_out, path, groups=groups, title=program, seed=seed)
-    return _tell(result, report, options, f"Wrote {path}.\n\n")
+    with said():
+        report = write_report(
+            run.fit, run.rows, path, groups=run.groups, numbers=run.numbers, title=run.program,
+            seed=run.seed,
+        )  # fmt: skip
+    return _tell(run.fit, report, options, f"Wrote {path}.\n\n")
 
 
 def _sample(options: argparse.Namespace) -> int:
-    result = read_run(options.run, None)[0]
+    result = read_run(options.run, None).fit
     if options.n < 1:
         raise DataError(f"--n {options.n}: expected at least 1.\n  Leave it out for 1000.")
     FitConfig(seed=options.seed)  # its range is the same

@@ -28,11 +28,14 @@ class Coded(NamedTuple):
     value: the code as it is in the rows.
     rows: their numbers.
     beyond: whether all others lie on one side of it.
+    apart: whether it is out of their range for sure: of another sign, or beyond a gap. The end of
+        a scale that the others come near (no rain, a correlation of -1) is beyond, not apart.
     """
 
     value: float
     rows: Int[np.ndarray, " m"]
     beyond: bool
+    apart: bool
 
 
 def coded_rows(values: Float[np.ndarray, " n"]) -> list[Coded]:
@@ -73,4 +76,4 @@ def _coded(
     )
     if not apart and hit.sum() < COPIES:
         return None
-    return Coded(float(value), np.flatnonzero(hit), beyond)
+    return Coded(float(value), np.flatnonzero(hit), beyond, bool(apart))

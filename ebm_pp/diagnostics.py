@@ -28,6 +28,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from ebm_pp.evidence import (
     ENOUGH,
     USABLE_ESS,
@@ -123,6 +126,7 @@ def diagnose(
     n: int = 4000,
     *,
     groups: Labels | None = None,
+    numbers: Int[Tensor, " rows"] | None = None,
     seed: int | None = 0,
 ) -> Report:
     """Draws from the generator and says what the draws, log Z and the fit are worth.
@@ -135,6 +139,7 @@ def diagnose(
         n: draws of the generator.
         groups: a label per row of data. Rows of one label go together (hours of a day, shots of a
             run); then only groups count as independent in the standard errors.
+        numbers: of the rows, as a user's file counts them; 0, 1, 2, ... by default.
         seed: of these draws; the global random stream is left alone.
 
     Returns:
@@ -151,7 +156,7 @@ def diagnose(
     require_fit("diagnose", fit)
     with seeded(seed):
         found = measure(fit, data, n, CHAINS, groups)
-    found = replace(found, findings=findings_of(fit, data))
+    found = replace(found, findings=findings_of(fit, data, numbers))
     problems = _problems(found)
     worst, gap = _worst(found.data) if found.data else ("", Gap(0.0, 0.0))
     where, verdict = explain(problems, found, worst, gap)
@@ -167,10 +172,12 @@ def _problems(found: Evidence) -> tuple[str, ...]:
     leaks = found.data is not None and _leaks(found)
     if leaks:
         problems.insert(0, "leaked_mass")
+    elif generator == "low_ess" and _trusted(found, (generator,)) and _underfits(found.data):
+        problems.insert(0, "underfit_energy")  # q is near the rows, and the energy far from both
     if not problems and found.data and _matters(_worst(found.data)[1], found.data):
         elsewhere = found.law and _worst(found.data)[0].startswith("start")
         problems.append("other_start" if elsewhere else "wrong_factor")
-    if not problems and found.data and _underfits(found.data):
+    if not problems and _underfits(found.data):
         problems.append("underfit_energy")
     if found.own:  # nobody uses the weights of whole trajectories, nor their log Z
         return tuple(problems)
@@ -229,8 +236,10 @@ def _matters(gap: Gap, data: AtData) -> bool:
     return abs(gap.z) > family_threshold(len(data.gaps)) and abs(gap.size) >= MATERIAL + data.slack
 
 
-def _underfits(data: AtData) -> bool:
+def _underfits(data: AtData | None) -> bool:
     """Whether q, which only follows the energy, describes rows better than the energy does."""
+    if data is None:
+        return False
     known = data.seen or data.of_trajectories
     # Of one row the error is not known: a comparison with nan says no.
     return not known and data.gain < -WORSE and data.gain < -3 * data.gain_error
@@ -278,8 +287,7 @@ def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
         rows.append(Row("draws without a density", share, text, f"<= {REJECTED:.1%}", word))
     text = f"{shown(log_z.value, 4)} +- {shown(log_z.standard_error, 4)}"
     word = "ok" if log_z.standard_error <= PRECISE else "imprecise"
-    few = problems[:1] == ("low_ess",) and found.n * log_z.ess < ENOUGH
-    if few or (problems and problems[0] in MISSED):
+    if not _trusted(found, problems):
         word = "not to be trusted"
     if found.own:
         word = "noisy: long horizon"
@@ -298,17 +306,25 @@ def _rows(found: Evidence, problems: tuple[str, ...]) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def _trusted(found: Evidence, problems: tuple[str, ...]) -> bool:
+    """Whether log Z, and what is computed with it, means anything."""
+    few = problems[:1] == ("low_ess",) and found.n * found.log_z.ess < ENOUGH
+    return not few and not (problems and problems[0] in MISSED)
+
+
 def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list[Row]:
     side, (name, gap) = data.side, _worst(data)
     wanted = REACHED * found.log_z.ess
     limit = family_threshold(len(data.gaps))
-    if problems and problems[0] in MISSED:
+    trusted = _trusted(found, problems)
+    if not trusted:
         moments = "see the verdict"
     elif abs(gap.z) <= limit:
         moments = "ok"
     else:
         moments = "too large" if _matters(gap, data) else "real but small"
     k = side.pareto_k
+    likelihood = "below q" if _underfits(data) else ""
     rows = [
         Row("data: Pareto k-hat", k, shown(k, 2), f"<= {FINITE_MEAN:.2f}",
             _tail_word(k, FINITE_MEAN)),
@@ -320,12 +336,15 @@ def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list
             f"<= {shown(limit, 1)} SE", moments),
         Row("log-likelihood of rows", data.log_likelihood,
             f"{shown(data.log_likelihood, 4)} +- {shown(data.log_likelihood_error, 4)} "
-            f"({shown(data.gain, 4, '+')} on q)", "", "below q" if _underfits(data) else ""),
+            f"({shown(data.gain, 4, '+')} on q)", "",
+            likelihood if trusted else "not to be trusted"),
     ]  # fmt: skip
     if math.isnan(data.offset_gap):
         return rows
     allowed = OFFSET + 3 * data.offset_error
     word = "ok" if abs(data.offset_gap) <= allowed else "not converged"
+    if not trusted:
+        word = "see the verdict"
     return [
         *rows,
         Row("offset b - log Z", data.offset_gap, shown(data.offset_gap, 3, '+'),
@@ -335,13 +354,13 @@ def _data_rows(found: Evidence, data: AtData, problems: tuple[str, ...]) -> list
 
 
 def _at_least(name: str, value: float, limit: float) -> Row:
-    return Row(
-        name,
-        value,
-        shown(value, 3),
-        f">= {shown(limit, 2)}",
-        "ok" if value >= limit else "low",
-    )
+    word = "ok" if value >= limit else "low"
+    return Row(name, value, _fraction(value, 3), f">= {_fraction(limit, 2)}", word)
+
+
+def _fraction(value: float, digits: int) -> str:
+    """A fraction for people; one too small for so many digits by its first two."""
+    return f"{value:.2g}" if 0 < value < 10**-digits else shown(value, digits)
 
 
 def _tail_word(k: float, limit: float) -> str:

@@ -194,11 +194,11 @@ def measure(
 
 
 def findings_of(
-    fit: Diagnosable, data: Mapping[str, Any] | None
+    fit: Diagnosable, data: Mapping[str, Any] | None, numbers: Int[Tensor, " rows"] | None = None
 ) -> tuple[tuple[str, Finding], ...]:
-    """What is wrong with the rows a fit was trained on, and with the rows given."""
+    """What is wrong with the rows a fit was trained on, and with the rows given, by `numbers`."""
     trained = getattr(fit, "findings", ())  # a stand-in for a fit need not have any
-    given = () if data is None else look_at(fit.model, fit.model.stored(data))
+    given = () if data is None else look_at(fit.model, fit.model.stored(data), numbers)
     return (
         *(("training rows", finding) for finding in trained),
         *(("these rows", finding) for finding in given),

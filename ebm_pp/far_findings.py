@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from ebm_pp.circle import TURN
 from ebm_pp.codes import Coded, coded_rows
 from ebm_pp.far_rows import (
     LEAST,
@@ -37,12 +38,13 @@ def find_far(
 ) -> tuple[list[Finding], Bool[np.ndarray, " n"]]:
     """Rows far from all others, in a column or in several together; and a mask of them."""
     away = np.zeros(len(numbers), bool)
-    found: list[tuple[Far, str, str]] = []
+    found: list[tuple[Far, str, str, str | None]] = []
     for column in columns:
         far = _among_angles(column) if column.circular else _with_slips(_in_column(column), column)
         if far is not None:
             away[far.rows] = True
-            found.append((far, column.site, _far_text(far, numbers, column)))
+            hint = _degrees(far, column) if column.circular else None
+            found.append((far, column.site, _far_text(far, numbers, column), hint))
     shown = [column for column in columns if not column.implied]
     names, table = [column.name for column in shown], table_of(columns)
     near = bulk(table) & ~away
@@ -55,11 +57,14 @@ def find_far(
         if far is not None:
             away[far.rows] = True
             most = [shown[j] for j in responsible(table, independent, near, int(far.rows[0]))]
-            found.append((far, most[0].site, _jointly_far_text(far, numbers, most)))
+            found.append((far, most[0].site, _jointly_far_text(far, numbers, most), None))
+    angles = [j for j, column in enumerate(shown) if column.circular]
     findings = []
-    for far, site, text in found:
-        slip = remedy_of(table, names, independent, near, table[far.rows])
-        findings.append(_far_finding(far, site, text, slip, numbers, x))
+    for far, site, text, hint in found:
+        slip = None
+        if hint is None:  # of angles that are far only as they came the table has those wrapped
+            slip = remedy_of(table, names, independent, near, table[far.rows], angles=angles)
+        findings.append(_far_finding(far, site, text, slip, hint or "", numbers, x))
     return findings, away
 
 
@@ -70,7 +75,8 @@ def _in_column(column: Column) -> Far | None:
     """
     some = [far_rows(column.given), wrong_sign(column.given)]
     if column.free is not None:
-        some.append(far_rows(column.free))
+        free = far_rows(column.free)
+        some.append(free and free._replace(free=True))
     found = [far for far in some if far is not None]
     far = min(found, key=lambda far: (not far.certain, far.chance), default=None)
     if far is not None and not far.certain:
@@ -130,11 +136,20 @@ def _far_text(far: Far, numbers: Int[np.ndarray, " n"], column: Column) -> str:
     if len(values) > 1 and not far.repeated:
         what = f"{column.name} from {values.min():.6g} to {values.max():.6g}"
     least = "" if len(values) == 1 else "at least "
+    free = " of the unconstrained coordinate" if far.free else ""
     return (
         f"{_rows(numbers[far.rows])} {'has' if len(values) == 1 else 'have'} {what}, "
-        f"{least}{far.distance:.3g} robust standard deviations from the median "
+        f"{least}{far.distance:.3g} robust standard deviations{free} from the median "
         f"{np.median(shown):.4g}; the next row is {far.next:.3g} away"
     )
+
+
+def _degrees(far: Far, column: Column) -> str:
+    """What would explain angles that are turns away: degrees among radians, if they can be."""
+    turns = _as_shown(column)[far.rows]
+    if column.period != TURN or far.repeated or np.abs(turns).max() > 360:
+        return ""
+    return " Degrees among radians? Convert them, x * (2 * math.pi / 360)."
 
 
 def _jointly_far_text(far: Far, numbers: Int[np.ndarray, " n"], columns: Sequence[Column]) -> str:
@@ -151,7 +166,13 @@ def _jointly_far_text(far: Far, numbers: Int[np.ndarray, " n"], columns: Sequenc
 
 
 def _far_finding(
-    far: Far, site: str, text: str, slip: Slip | None, numbers: Int[np.ndarray, " n"], x: Sites
+    far: Far,
+    site: str,
+    text: str,
+    slip: Slip | None,
+    hint: str,
+    numbers: Int[np.ndarray, " n"],
+    x: Sites,
 ) -> Finding:
     many = len(far.rows) > 1
     advice = "A heavy tail or a rare mode can do that: check " + ("them." if many else "it.")
@@ -165,14 +186,14 @@ def _far_finding(
         one = f"{'the first' if many else 'it'} would be an ordinary row"
         would = "they would be ordinary rows" if len(slip.rows) > 1 else one
         advice += f" With {slip.words} {would}."
-    text = f"site {site!r}: {text}"
+    text, advice = f"site {site!r}: {text}", advice + hint
     return Finding("far_rows", site, text, advice, certain, *_named(far.rows, numbers, x))
 
 
 def coded_finding(
     column: Column, coded: Coded, numbers: Int[np.ndarray, " n"], x: Sites
 ) -> Finding:
-    """Rows with a code for a missing value, in words; fatal where all others lie on one side."""
+    """Rows with a code for a missing value, in words; fatal where it is out of range for sure."""
     many = len(coded.rows) > 1
     where = ", and none is beyond it" if coded.beyond else ""
     text = (
@@ -184,8 +205,14 @@ def coded_finding(
         f"Most likely a code for a missing value: drop {'these rows' if many else 'this row'}. If "
         "it was measured it has a probability of its own, and no density: model it apart."
     )
+    if coded.beyond and not coded.apart:
+        advice = (
+            "A code for a missing value, or the end of a scale (none at all, a clipped reading)? "
+            f"In the first case drop {'these rows' if many else 'this row'}; in the second the "
+            "value has a probability of its own, and no density: model it apart."
+        )
     named = _named(coded.rows, numbers, x)
-    return Finding("coded_rows", column.site, text, advice, coded.beyond, *named)
+    return Finding("coded_rows", column.site, text, advice, coded.apart, *named)
 
 
 def _named(

@@ -46,6 +46,7 @@ class Far(NamedTuple):
     chance: of such a gap in an honest tail, times m^2 for m rows: many gaps were looked at.
     repeated: whether they all have one value, and are several.
     n: rows that were looked at.
+    free: whether the distances are those of the unconstrained coordinate.
     """
 
     rows: Int[np.ndarray, " m"]
@@ -54,6 +55,7 @@ class Far(NamedTuple):
     chance: float
     repeated: bool
     n: int
+    free: bool = False
 
     @property
     def certain(self) -> bool:

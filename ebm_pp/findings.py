@@ -227,7 +227,7 @@ def _coded(
     for column in columns:
         values = column.given if column.turns is None else column.turns
         for coded in coded_rows(values):
-            if len(coded.rows) < (ATOM if coded.beyond else NOTED) * len(values):
+            if len(coded.rows) < (ATOM if coded.apart else NOTED) * len(values):
                 yield coded_finding(column, coded, numbers, x)
 
 
@@ -238,10 +238,10 @@ def _tied(column: Column, found: Ties, n: int, *, fatal: bool) -> Finding:
     if column.circular:
         shown = ", ".join(f"one in {share:.1%}" for _, share in found.atoms or found.common)
     if found.atoms:
+        so = "so log-likelihoods mean nothing" if fatal else "and a long fit makes it a spike"
         advice = (
-            "A density can rise without bound at one value, so log-likelihoods mean nothing: "
-            "model the rows that have it apart, or drop them; if it stands for a range, draw them "
-            "from that range at random."
+            f"A density can rise without bound at one value, {so}: model the rows that have it "
+            "apart, or drop them; if it stands for a range, draw them from that range at random."
         )
     else:
         jitter = f"uniform jitter of the rounding's width ({found.step:.3g}), inside the support."
@@ -297,6 +297,14 @@ def warn(findings: Sequence[Finding]) -> None:
     fatal = [finding for finding in findings if finding.fatal]
     if fatal:
         warnings.warn("the data:\n" + "\n".join(map(str, fatal)), UserWarning, stacklevel=3)
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """Within it nothing warns of rows: what is wrong is said by other numbers than their own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the data:")
+        yield
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class Status(enum.Enum):
         "may still improve it."
     )
     LAGGING = (
-        "The rounds ended while the generator lags behind the energy: draws and log Z are not to "
+        "The rounds ended while the generator lags behind the energy: draws or log Z are not to "
         "be trusted. Raise rounds or generator_steps_max."
     )
     UNCONVERGED = (

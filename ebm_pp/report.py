@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
+from jaxtyping import Int
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ebm_pp.data import columns
 from ebm_pp.density import EnergyModel, Rows, Sites
@@ -69,6 +71,7 @@ def write_report(
     path: str | Path,
     *,
     groups: Labels | None = None,
+    numbers: Int[Tensor, " rows"] | None = None,
     title: str = "fit",
     seed: int | None = 0,
 ) -> Report:
@@ -79,6 +82,7 @@ def write_report(
         held_out: rows that it was not trained on.
         path: the file to write; its folder is made.
         groups: a label per row; rows of one label go together.
+        numbers: of the rows, as a user's file counts them.
         title: of the page, usually the program's name.
         seed: of all draws.
 
@@ -91,7 +95,7 @@ def write_report(
         GeneratorError: no draw of the generator has any weight.
     """
     held_out = fit.model.check(held_out)
-    report = diagnose(fit, held_out, groups=groups, seed=seed)
+    report = diagnose(fit, held_out, groups=groups, numbers=numbers, seed=seed)
     shown = pictures(fit, held_out, report, seed, widest=WIDEST)
     page = _page(fit, held_out, report, shown, groups, title, seed)
     with writing(Path(path)) as part:

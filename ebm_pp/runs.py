@@ -6,11 +6,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ebm_pp.checkpoint import load, save
 from ebm_pp.config import FitConfig
@@ -27,6 +30,7 @@ from ebm_pp.files import (
     write_arrays,
     writing,
 )
+from ebm_pp.findings import said
 from ebm_pp.fitted import Fit
 from ebm_pp.labels import Labels, as_labels
 from ebm_pp.names import file_name
@@ -46,10 +50,13 @@ def write_run(
     out: Path,
     *,
     groups: Labels | None = None,
+    numbers: Int[Tensor, " rows"] | None = None,
     spec: str = "",
     seed: int = 0,
 ) -> Report:
     """Diagnoses a fit on held-out rows and writes everything a reader needs into a folder.
+
+    With `numbers` the held-out rows are called as a user's file counts them, now and later.
 
     Files: `fit.pt` (see `checkpoint`), `held_out.npz`, `run.json`, `report.txt`, `draws.nc`
     (ArviZ), and the pictures `weights.png`, `pairs.png`, `reweighting.png`, `moments.png`,
@@ -59,6 +66,7 @@ def write_run(
     with ExitStack() as whole:  # the old run is replaced when the new one is written
         names = ["fit.pt", "held_out.npz", "run.json"]
         names += [] if groups is None else ["groups.npy"]
+        names += [] if numbers is None else ["numbers.npy"]
         part = {name: whole.enter_context(writing(out / name)) for name in names}
         save(result, part["fit.pt"])
         write_arrays({k: value.cpu() for k, value in held_out.items()}, part["held_out.npz"])
@@ -66,20 +74,26 @@ def write_run(
         part["run.json"].write_text(json.dumps(settings) + "\n")
         if groups is not None:
             np.save(part["groups.npy"], as_labels(groups, n_rows(held_out)).numpy())
+        if numbers is not None:
+            np.save(part["numbers.npy"], numbers.numpy())
         angles = [f"energy_{file_name(site)}.png" for site in result.model.sites]
-        for old in [out / name for name in (*MADE, *angles)]:
+        older = {*MADE, *angles, "groups.npy", "numbers.npy"} - part.keys()
+        for old in [out / name for name in older]:
             if old.is_file():
                 old.unlink()
-    if groups is None:
-        (out / "groups.npy").unlink(missing_ok=True)  # of an older run
-    return write_diagnosis(result, held_out, out, seed, groups)
+    return write_diagnosis(result, held_out, out, seed, groups, numbers)
 
 
 def write_diagnosis(
-    result: Fit, held_out: Sites, out: Path, seed: int, groups: Labels | None = None
+    result: Fit,
+    held_out: Sites,
+    out: Path,
+    seed: int,
+    groups: Labels | None = None,
+    numbers: Int[Tensor, " rows"] | None = None,
 ) -> Report:
     """The report, the tree and the pictures of a run; a picture that can't be drawn says why."""
-    report = diagnose(result, held_out, groups=groups, seed=seed)
+    report = diagnose(result, held_out, groups=groups, numbers=numbers, seed=seed)
     text = f"{result.status.value} {result.detail}\n\n{report}\n"
     with writing(out / "report.txt") as part:
         part.write_text(text, encoding="utf-8")
@@ -153,8 +167,32 @@ def _program_of(settings: dict[str, str], out: Path) -> Callable[..., Any]:
     return find_program(spec, file.parents[where.count(".")])  # of a package: from above it
 
 
-def read_run(out: Path, data: Path | None) -> tuple[Fit, Sites, Labels | None, str, int]:
-    """What `fit` wrote: the fit, rows to judge it by, their groups, program and seed."""
+class Run(NamedTuple):
+    """What `ebm-pp fit` wrote.
+
+    fit: the fit.
+    rows: to judge it by.
+    groups: their labels, if they have any.
+    numbers: of the rows in the file that they were taken from, if they were.
+    program: its name.
+    seed: of everything random.
+    """
+
+    fit: Fit
+    rows: Sites
+    groups: Labels | None
+    numbers: Int[Tensor, " rows"] | None
+    program: str
+    seed: int
+
+
+def read_run(out: Path, data: Path | None) -> Run:
+    """Reads a folder; with `data` the fit is to be judged by that file's rows.
+
+    Raises:
+        CheckpointError: the folder is none that `fit` wrote, or damaged.
+        DataError: the rows do not fit the program.
+    """
     run = out / "run.json"
     if not there(run):
         raise CheckpointError(
@@ -162,9 +200,12 @@ def read_run(out: Path, data: Path | None) -> tuple[Fit, Sites, Labels | None, s
         )
     settings = _settings(out)
     result = load(out / "fit.pt", _program_of(settings, out))
-    held_out = result.model.check(read_rows(data or out / "held_out.npz", result.model))
-    groups = None if data else _groups(out / "groups.npy")
-    return result, held_out, groups, settings["program"], int(settings["seed"])
+    rows = read_rows(data or out / "held_out.npz", result.model)
+    with nullcontext() if data else said():  # by the report, which knows the file's numbers
+        held_out = result.model.check(rows)
+    groups = None if data else _array(out / "groups.npy")
+    numbers = None if data else _numbers(out / "numbers.npy", n_rows(held_out))
+    return Run(result, held_out, groups, numbers, settings["program"], int(settings["seed"]))
 
 
 def _settings(out: Path) -> dict[str, str]:
@@ -187,8 +228,25 @@ def _settings(out: Path) -> dict[str, str]:
     return text
 
 
-def _groups(saved: Path) -> Labels | None:
-    """Labels of the held-out rows, if any were saved.
+def _numbers(saved: Path, n: int) -> Int[Tensor, " n"] | None:
+    """Numbers of the held-out rows, if any were saved and the rows are still as many.
+
+    Raises:
+        CheckpointError: they are damaged.
+    """
+    found = _array(saved)
+    if found is None:
+        return None
+    if found.dtype.kind != "i":
+        raise CheckpointError(
+            f"{saved}: {found.dtype}; expected whole numbers, one a held-out row.\n"
+            "  Fit again, or take the folder from a copy."
+        )
+    return torch.from_numpy(found.astype(np.int64)) if found.shape == (n,) else None
+
+
+def _array(saved: Path) -> np.ndarray | None:
+    """Labels or numbers of the held-out rows, if any were saved.
 
     Raises:
         CheckpointError: they are damaged.

@@ -1,6 +1,6 @@
 """What slip would make far rows ordinary: a decimal point, a sign, columns exchanged, a unit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -63,6 +63,7 @@ def remedy_of(
     rows: Float[np.ndarray, "m c"],
     *,
     narrow: bool = False,
+    angles: Collection[int] = (),
 ) -> Slip | None:
     """The slip that, undone, makes far rows ordinary; None if none of them does.
 
@@ -78,6 +79,7 @@ def remedy_of(
         among: the rows that are not far.
         rows: the far rows, the farthest first.
         narrow: whether factors are tried only where all others lie within a factor of ten.
+        angles: columns that no slip is told of: any number is an angle, so that all would fit.
     """
     some = values[among]
     others = Others(some.min(0), some.max(0), *centre_and_scale(some))
@@ -85,7 +87,10 @@ def remedy_of(
     if len(independent) > 1:
         limit = joint_distances(values, independent, among)[among].max()
     tried = rows if len(rows) > FEW else rows[:1]
-    for kind in _slips(tried, names, others, light=len(rows) > FEW and not narrow):
+    scale = others.scale.copy()
+    scale[list(angles)] = 0.0
+    light = len(rows) > FEW and not narrow
+    for kind in _slips(tried, names, others._replace(scale=scale), light=light):
         good = []
         for slip in kind:
             inside = (slip.rows >= others.low) & (slip.rows <= others.high)
@@ -119,6 +124,8 @@ def _slips(
 
     A factor is tried where all others lie within a factor of ten; if `light`, also where none of
     them is far: elsewhere a heavy tail would be ordinary too, once it is divided often enough.
+    Values that were exchanged are both out of place, or neither is: if one is, that one is wrong.
+    Columns without a scale are left as they are.
     """
     low, high, centre, scale = others
     sizes = np.sort(np.abs([low, high]), 0)
@@ -132,9 +139,11 @@ def _slips(
     yield (
         Slip(f"the sign of {names[j]} changed", j, _with(rows, [j], -rows[:, [j]])) for j in moving
     )
+    astray = ((rows < low) | (rows > high)).mean(0) >= MOST
     yield (
         Slip(f"{names[i]} and {names[j]} exchanged", i, _with(rows, [i, j], rows[:, [j, i]]))
         for i, j in combinations(moving if len(names) <= PAIRED else [], 2)
+        if astray[i] == astray[j]
     )
     yield (slip for j in factors for slip in _scaled(rows, j, names[j], UNITS, telling=False))
     for j in moving:

@@ -191,6 +191,32 @@ def test_angles_have_no_seam():
     assert (report.problems[0], report.where) == ("narrow_proposal", "direction")
 
 
+@pytest.mark.parametrize("fault", ["dropped mode", "heavy tail", "leaking energy"])
+def test_what_rests_on_a_log_z_that_is_not_to_be_trusted_is_not_ok(fault):
+    target, generator, law, *_ = PLANTED[fault]
+    report = diagnose(exact(target, generator, n_train=2000), rows(law, 2000))
+    said = {row.name: row.verdict for row in report.rows}
+    assert said["log Z"] == said["log-likelihood of rows"] == "not to be trusted"
+    assert said["largest moment gap"] == said["offset b - log Z"] == "see the verdict"
+
+
+def test_weights_far_apart_because_the_energy_lags_are_the_energys():
+    """q has the law of the rows; the energy is still five times narrower."""
+    fit = exact(normal(0.0, 0.2), normal(0.0, 1.0))
+    report = diagnose(fit, rows(normal(0.0, 1.0), 2000))
+    assert report.problems[:2] == ("underfit_energy", "low_ess")
+    assert "Train longer" in report.verdict
+    fitting = diagnose(fit, rows(normal(0.0, 0.2), 2000))  # there q is too wide
+    assert fitting.problems[0] == "low_ess"
+
+
+def test_small_fractions_are_shown_by_their_first_digits():
+    (low,) = [diagnostics._at_least("ESS/n", 0.00031, 0.0012)]
+    assert (low.text, low.wanted, low.verdict) == ("0.00031", ">= 0.0012", "low")
+    usual = diagnostics._at_least("ESS/n", 0.012, 0.094)
+    assert (usual.text, usual.wanted, usual.verdict) == ("0.012", ">= 0.09", "low")
+
+
 def test_offset_far_from_log_z():
     fit = exact(normal(0.0, 1.0), offset=LOG_Z + 1.0, n_train=2000)
     report = diagnose(fit, rows(normal(0.0, 1.0), 2000))

@@ -260,6 +260,7 @@ DAMAGE = {
     "held_out.npz torn": ("held_out.npz", b"PK\x03\x04"),
     "no held_out.npz": ("held_out.npz", None),
     "groups.npy of text": ("groups.npy", b"text"),
+    "numbers.npy of text": ("numbers.npy", b"text"),
 }
 
 

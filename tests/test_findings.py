@@ -114,6 +114,7 @@ def test_fine_rounding_is_a_caution(x, words):
     (found,) = found_in(LINE, x)
     assert not found.fatal
     assert words in str(found)
+    assert "mean nothing" not in found.advice
 
 
 def test_a_few_values_may_be_classes():

@@ -251,6 +251,7 @@ def run():
         ebm_pp.save(fitted(), folder / "fit.pt")
         files.write_arrays(rows(), folder / "held_out.npz")
     np.save(folder / "groups.npy", np.arange(40) // 4)
+    np.save(folder / "numbers.npy", np.arange(40))
     settings = {"program": f"{HERE / 'program.py'}:Program", "seed": 0}
     (folder / "run.json").write_text(json.dumps(settings))
     return folder
@@ -276,7 +277,9 @@ json_ = st.recursive(
 
 
 @weighing(2)
-@given(st.sampled_from(["fit.pt", "held_out.npz", "run.json", "groups.npy"]), st.data())
+@given(
+    st.sampled_from(["fit.pt", "held_out.npz", "run.json", "groups.npy", "numbers.npy"]), st.data()
+)
 def test_a_command_says_which_file_of_a_run_is_damaged(name, data):
     folder = HERE / "hurt"
     shutil.rmtree(folder, ignore_errors=True)

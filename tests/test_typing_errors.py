@@ -88,3 +88,57 @@ def test_codes_need_fine_values_and_a_place_or_copies():
     inside[[8, 9]] = 99.0
     assert [(c.rows.tolist(), c.beyond) for c in coded_rows(inside)] == [([7, 8, 9], False)]
     assert coded_rows(one.round()) == []
+
+
+def with_slip(site, rows, value):
+    x = clean()
+    x[site][rows] = torch.as_tensor(value, dtype=torch.float64)
+    return look_at(MODEL, MODEL.stored(x))
+
+
+def test_a_value_out_of_place_is_not_exchanged_for_one_in_place():
+    (found,) = with_slip("temperature", [17], 85.5)  # would be an age, and the age a temperature
+    assert found.rows == (17,)
+    assert "exchanged" not in found.advice
+
+
+def test_angles_are_explained_by_degrees_alone():
+    rows = torch.arange(17, N, 150)[:10]
+    (found,) = with_slip("direction", rows, 100 + 20.0 * torch.arange(10))
+    assert "would be" not in found.advice
+    assert found.advice.endswith("Degrees among radians? Convert them, x * (2 * math.pi / 360).")
+    (found,) = with_slip("direction", rows, 999.0)
+    assert "egrees" not in found.advice
+
+
+def test_a_distance_is_said_of_the_coordinate_it_is_in():
+    (found,) = with_slip("speed", [17], 1e-9)
+    assert "standard deviations of the unconstrained coordinate from the median" in found.text
+    (found,) = with_slip("speed", [17], 1e9)
+    assert "unconstrained" not in found.text
+
+
+def test_the_end_of_a_scale_is_no_code_for_sure():
+    fine = clean()["age"] / 100
+    concave = torch.where(torch.arange(N) < 5, 0.0, fine**4)  # others come near 0
+    (found,) = look_at(MODEL, MODEL.stored(clean() | {"age": concave}))
+    assert (found.kind, found.fatal, found.rows) == ("coded_rows", False, (0, 1, 2, 3, 4))
+    assert "or the end of a scale" in found.advice
+    of_cosines = torch.where(torch.arange(N) < 5, -1.0, (5 * clean()["direction"]).cos())
+    (found,) = look_at(MODEL, MODEL.stored(clean() | {"temperature": of_cosines}))
+    assert (found.kind, found.fatal) == ("coded_rows", False)
+
+
+def test_measured_zeros_of_real_rows_are_cautions():
+    """Thirteen tumours without a concave point: no missing values, and no rows to drop."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    rows = datasets.load_breast_cancer().data[:, [6, 7]]
+
+    def declared():
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    model = ebm_pp.EnergyModel(declared)
+    found = look_at(model, model.stored({"x": rows}))
+    assert {finding.kind for finding in found} == {"tied_rows", "repeated_rows"}
+    assert not any(finding.fatal for finding in found)
+    assert "(0 in 2.3%)" in found[0].text
