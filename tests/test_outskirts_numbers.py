@@ -62,7 +62,7 @@ def density(o, z):
             value = 1.0
             for j in range(len(z)):
                 turns = range(-1, 2) if o.circular[j] else (0,)
-                off = min((abs((z[j] - lump[j]).item() + 2 * math.pi * k) for k in turns))
+                off = min(abs((z[j] - lump[j]).item() + 2 * math.pi * k) for k in turns)
                 width = h * o.spread[j].item()
                 value *= math.exp(log_normal(off**2, width, 1))
             near += value / 3 / len(o.lumps)
