@@ -328,6 +328,10 @@ def test_powers_of_ten_to_a_million(power):
     assert told(STEADY, [500.0 * 10**7 / 2]) is None
 
 
+def test_of_an_ordinary_row_no_slip_is_told():
+    assert told(STEADY, [500.3]) is None
+
+
 @pytest.mark.parametrize("factor", [
     2.54, 25.4, 30.48, 3.28084, 2.20462, 1.609344, 3.6, 1.943844, 2.236936, 1.852, 60.0, 3600.0,
     24.0, 12.0, 33.8639, 1.333224, 57.29578,
