@@ -160,6 +160,11 @@ def test_a_row_of_the_report_has_the_word_of_its_limit(name):
     assert words(evidence(**changes))[row] == word
 
 
+def test_bounds_are_told_by_their_width():
+    (row,) = (row for row in _rows(evidence(bounds=(-0.4, 1.6)), ()) if "between" in row.name)
+    assert (row.value, row.text) == (2.0, "-0.400 and 1.600")
+
+
 @pytest.mark.parametrize("problem", [*MISSED, "wrong_factor", "offset_gap", "poor_mixing"])
 def test_log_z_is_trusted_where_the_generator_reaches_the_mass(problem):
     found = words(evidence(), (problem,))
