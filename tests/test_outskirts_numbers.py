@@ -246,6 +246,16 @@ def test_a_look_is_half_of_the_base_measure_and_half_of_the_outskirts(n):
     torch.testing.assert_close(log_m, o.log_prob(z))
 
 
+def test_beyond_a_support_only_the_outskirts_have_draws():
+    model = positive()
+    o = outskirts(LINE, cross(900.0), None)
+    z, log_m = leak._look(model, o, 1000)
+    outside = ~model.inside(model.constrain(z)[0])  # exp(710) overflows
+    assert 10 < outside.sum() < 500
+    expected = o.log_prob(z[outside]) - math.log(2)
+    torch.testing.assert_close(log_m[outside], expected)
+
+
 class Looks:
     """`find_leak` of given looks: `masses` are p~ / m of the draws beyond reach, of n in all.
 
