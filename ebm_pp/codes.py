@@ -58,7 +58,9 @@ def coded_rows(values: Float[np.ndarray, " n"]) -> list[Coded]:
         return []
     if (others == np.round(others)).mean() > WHOLE:
         return []
-    found = (_coded(values, hit, others) for hit in hits.T if hit.any())
+    # Of -2^31 and of -(2^31 - 1), which single precision rounds to it, these are the same rows.
+    different = {hit.tobytes(): hit for hit in hits.T if hit.any()}.values()
+    found = (_coded(values, hit, others) for hit in different)
     return [coded for coded in found if coded is not None]
 
 

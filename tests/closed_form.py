@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 from typing import Any
 
 import pyro
@@ -9,6 +10,10 @@ import pyro.distributions as dist
 import torch
 
 from ebm_pp.density import EnergyModel
+from ebm_pp.evidence import AtData, Evidence
+from ebm_pp.moments import Gap
+from ebm_pp.partition import Estimate
+from ebm_pp.reach import DataSide, Spread
 
 LOG_Z = 1.5
 
@@ -86,3 +91,24 @@ def rows(law, n, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(1000 + seed)
         return {"x": law.sample((n,))}
+
+
+def evidence(log_z=None, data=None, side=None, **changes):
+    """Measurements of a healthy fit, made up, with some of their numbers changed.
+
+    log_z, data, side: changes of these parts; `data=False`: there are no rows.
+    """
+    rows_side = DataSide(0.3, 0.8, torch.zeros(1000, dtype=torch.bool))
+    at_rows = AtData(
+        side=rows_side._replace(**side or {}), gaps={"a": Gap(0.0, 0.0)}, offset_gap=0.0,
+        offset_error=0.0, accuracy=0.5, log_likelihood=-1.0, log_likelihood_error=0.01, gain=0.0,
+        gain_error=0.0, seen=False,
+    )  # fmt: skip
+    found = Evidence(
+        n=4000, log_z=Estimate(1.5, 0.01, 0.8, 0.3, 1.5, 0.01, 0.05), rejected=0,
+        bounds=(1.4, 1.6), acceptance=0.8, min_ess=2000.0, max_rhat=1.0,
+        spread=Spread("x", 1.0, 1.3), leak=None, behind_barrier=math.nan,
+        data=None if data is False else dataclasses.replace(at_rows, **data or {}),
+    )  # fmt: skip
+    log_z = dataclasses.replace(found.log_z, **log_z or {})
+    return dataclasses.replace(found, log_z=log_z, **changes)

@@ -104,3 +104,24 @@ def test_a_ring_in_a_pair_that_was_blind():
     with torch.no_grad():
         kl = (log_p - flow.log_prob({"x": x})).mean().item()
     assert kl < 0.5
+
+
+# d, affine layers, splines: which coordinates each layer moves, written out
+CODES = {
+    (1, 2, 2): "1 1 1 1",
+    (3, 2, 4): "101 010 110 001 101 010",
+    (5, 2, 4): "10101 01010 10101 10010 01100 01011",
+    (7, 2, 4): "1010101 0101010 1010101 1001011 0110011 0101100",
+    (5, 8, 4): "10101 10101 10010 10010 01100 01100 01011 01011 10101 10010 01100 01011",
+    (6, 1, 3): "101010 101001 100110 011010",
+    (6, 3, 0): "101001 100110 011010",
+    (9, 2, 3): "110111011 011101101 101001101 100110100 011010011",
+    (20, 2, 4): "10101011011101010101 01010101110111111111 10101010101001101010 "
+    "10010110100110100101 01100110011010011001 01011001101010010110",
+}
+
+
+@pytest.mark.parametrize("layers", CODES)
+def test_the_same_settings_build_the_same_layers(layers):
+    masks = ["".join(str(int(bit)) for bit in mask) for mask in moved_by_layers(*layers)]
+    assert " ".join(masks) == CODES[layers]

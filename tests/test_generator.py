@@ -1,13 +1,15 @@
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from generators import GENERATORS, ON_A_GRID, PROGRAMS, disturb, model_of
 from torch import nn
 
-from ebm_pp.errors import GeneratorError
-from ebm_pp.generator import Generator
+from ebm_pp import Circle, EnergyModel
+from ebm_pp.errors import DataError, GeneratorError
+from ebm_pp.generator import FlowGenerator, Generator
 
 F64 = torch.float64
 
@@ -163,3 +165,46 @@ def test_learns_by_its_log_prob(generator):
 def test_what_is_not_a_generator():
     assert not isinstance(dist.Normal(0.0, 1.0), Generator)
     assert not isinstance(nn.Linear(1, 1), Generator)
+
+
+# Rounding at an edge ---------------------------------------------------------------------------
+def unit_interval(scale):
+    """A flow over (0, 1)^2 and an angle, of a given scale, in double precision."""
+
+    def declared():
+        pyro.sample("x", dist.Uniform(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("a", Circle())
+
+    return FlowGenerator(EnergyModel(declared).double(), scale=scale)
+
+
+@pytest.mark.parametrize(("scale", "least"), [(0.1, 1e-4), (1.0, 1e-3), (5.0, 1e-3)])
+def test_a_draw_that_rounding_moved_has_the_density_of_where_it_is(scale, least):
+    """From a thousandth of a unit, or of the flow's scale; either way."""
+    flow = unit_interval(scale)
+    assert flow.scale[:2].tolist() == [scale, scale]
+    z = scale * torch.randn(4, 3, dtype=torch.float64)
+    x, _ = flow.coordinates.constrain(z)
+    drawn = torch.arange(4.0, dtype=torch.float64)
+    there = flow.log_prob(x)
+    for sign in (1.0, -1.0):
+        for off, moved in ((0.99, False), (1.01, True)):
+            shifted = z.clone()
+            shifted[2, 1] += sign * off * least
+            shifted[:, 2] += 1.0  # an angle does not count
+            expected = drawn.clone()
+            if moved:
+                expected[2] = there[2]
+            torch.testing.assert_close(flow._as_rounded(x, shifted, drawn), expected)
+    edge = {"x": x["x"].clone().index_fill_(0, torch.tensor([1]), 1.0), "a": x["a"]}
+    assert torch.equal(flow._as_rounded(edge, z, drawn), drawn)  # nothing accepts it
+
+
+def test_a_flow_has_at_most_1000_layers_and_a_million_units():
+    model = EnergyModel(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
+    for settings, words in (
+        ({"affine": 1001}, "at most 1000"), ({"splines": 1001}, "at most 1000"),
+        ({"bins": 10**6 + 1}, r"at most 1e\+06"), ({"hidden": (10**6 + 1,)}, r"at most 1e\+06"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            FlowGenerator(model, **settings)

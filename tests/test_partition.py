@@ -244,3 +244,33 @@ def test_sandwich_is_tight_where_q_is_the_model():
     p = normal(0.5, 0.8)
     weights = log_weights(p, p, p.sample((100, 2)))
     assert sandwich(weights) == pytest.approx((LOG_Z, LOG_Z))
+
+
+# The limits --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_raw_and_smoothed_agree_within_three_errors_and_rounding(side):
+    for apart, error, agrees in (
+        (0.030009, 0.01, True), (0.030011, 0.01, False), (0.9e-5, 0.0, True),
+        (1.1e-5, 0.0, False), (math.nan, 0.01, True),
+    ):  # fmt: skip
+        found = Estimate(2.0, 0.01, 0.9, 0.2, 2.0 + side * apart, error)
+        assert found.agrees == agrees
+
+
+@pytest.mark.parametrize(("share", "heavy"), [(0.0029, False), (0.0031, True)])
+def test_a_heavy_tail_counts_from_three_in_a_thousand_of_all_weight(share, heavy):
+    """Of 4,000 weights the largest 189 are the tail, here of index 1.2 above equal ones."""
+    excess = (torch.arange(0.5, 189, dtype=F64) / 189) ** -1.2 - 1
+    body = torch.ones(4000 - 189, dtype=F64)
+    scale = share * 4000 / (1 - share) / excess.sum()
+    weights = torch.cat([body, 1 + scale * excess]).log()
+    found = log_partition_from_weights(weights[torch.randperm(4000)])
+    assert found.tail == pytest.approx(share, rel=1e-6)
+    assert found.pareto_k > 0.7
+    assert found.heavy == heavy
+
+
+@pytest.mark.parametrize(("k", "heavy"), [(0.55, False), (0.85, True)])
+def test_a_tail_is_heavy_above_the_threshold_of_its_draws(k, heavy):
+    weights = -k * (torch.arange(0.5, 4000, dtype=F64) / 4000).log()
+    assert log_partition_from_weights(weights).heavy == heavy

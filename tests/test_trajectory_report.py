@@ -189,6 +189,10 @@ def test_long_horizon_is_judged_by_its_steps():
     fit = exact(world, scale=1.3, n_train=100)
     report = diagnose(fit, draws_of(exact(world), 100, 1), n=400)
     assert report.evidence.own
+    nats = report.evidence.steps.nats
+    assert nats > 0
+    slack = math.sqrt(2 * nats) + nats * math.sqrt(2 / 200)
+    assert report.evidence.data.slack == pytest.approx(slack)
     assert report.evidence.log_z.ess < 0.1
     assert report.problems == ()
     assert "step by step" in report.verdict
