@@ -166,8 +166,7 @@ def pad(states: Trajectories, actions: Trajectories, horizon: int) -> dict[str, 
     """
     horizon = count("horizon", horizon)
     paths = [_coordinates(path, i) for i, path in enumerate(_in_order(states, states))]
-    taken = enumerate(_in_order(actions, states))
-    moves = [_numbers(steps, f"trajectory {i}: actions") for i, steps in taken]
+    moves = [_steps(steps, i) for i, steps in enumerate(_in_order(actions, states))]
     if not paths:
         raise DataError("0 demonstrations; expected at least one trajectory.")
     if len(paths) != len(moves):
@@ -222,6 +221,18 @@ def _numbers(value: Any, what: str) -> Tensor:  # noqa: ANN401 - whatever the us
         return found if found.is_floating_point() else found.long()
     kind = "i8" if found.dtype.kind in "iu" else "f8" if found.itemsize > 4 else "f4"
     return torch.from_numpy(np.array(found, dtype=kind))
+
+
+def _steps(value: Any, i: int) -> Tensor:  # noqa: ANN401
+    """Actions, one a step."""
+    steps = _numbers(value, f"trajectory {i}: actions")
+    if not steps.dim():
+        raise DataError(
+            f"trajectory {i}: actions are the single number {steps.item():g}; expected (length, "
+            "action), or (length,) integers.\n  Most likely one trajectory without a list around "
+            "it: pad([states], [actions], horizon)."
+        )
+    return steps
 
 
 def _coordinates(value: Any, i: int) -> Float[Tensor, "length state"]:  # noqa: ANN401

@@ -213,6 +213,12 @@ ONE, TWO = torch.ones(3, 1), torch.ones(2, 1)
         ([["left", "right"]], [TWO], "trajectory 0: states has dtype <U5"),
         ([[[1.0], [1.0, 2.0], [1.0]]], [TWO], "trajectory 0: states: rows have different lengths"),
         (3, 2, "trajectories are int"),
+        (
+            [ONE],
+            np.array([3]),
+            "trajectory 0: actions are the single number 3.*\n.*without a list",
+        ),
+        ([ONE], [2.5], "trajectory 0: actions are the single number 2.5"),
     ],
 )
 def test_pad_refuses(states, actions, phrase):
