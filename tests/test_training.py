@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import zuko
+from fuzzing import as_users_call
 from generators import GuideGenerator, ZukoGenerator, mean_field
 from torch import nn
 
@@ -467,7 +468,7 @@ def test_likelihood_weight_pulls_reverse_kl_towards_the_data_and_fades():
 
 
 def test_a_config_in_the_generators_place_is_named():
-    with pytest.raises(ConfigError, match=r"as the generator.*\n.*config="):
+    with as_users_call(), pytest.raises(ConfigError, match=r"as the generator.*\n.*config="):
         fit(
             EnergyModel(gaussian.Gaussian(2)),
             gaussian.draws(gaussian.true_parameters(2), 8, 0),

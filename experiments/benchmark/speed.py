@@ -207,7 +207,7 @@ def steps(settings: Settings) -> list[Row]:
             arms: Arms = {
                 "fit": partial(energy_steps, game, pool, None),
                 "by hand": partial(steps_by_hand, game, pool, hand, k),
-                "bare, captured": partial(bare, partial(on_site, game.density)),
+                "bare, captured": partial(bare, partial(on_site, game.captured.density)),
                 "bare, by hand": partial(bare, hand),
                 "bare, uncaptured": partial(bare, partial(on_site, game.model.log_density)),
             }
