@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 import torch
@@ -21,6 +22,10 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("suite")
+
+
+# What a shell starts in the background ignores interrupts, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

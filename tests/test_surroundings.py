@@ -154,22 +154,12 @@ def test_autocast_does_not_round_in_silence():
 )
 def test_an_interrupted_fit_can_be_used(more, where):
     config = ebm_pp.FitConfig(**{**vars(CONFIG), "patience": 10**6, **more})
-    done, compiled = threading.Event(), model()
-
-    def interrupt():
-        """After two seconds; again if it was lost, as one is that Python raises in a `__del__`."""
-        wait = 2.0
-        while not done.wait(wait):
-            os.kill(os.getpid(), signal.SIGINT)
-            wait = 20.0
-
-    timer = threading.Thread(target=interrupt)
+    timer = threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     try:
-        fitted = ebm_pp.fit(compiled, ROWS, config=config)
+        fitted = ebm_pp.fit(model(), ROWS, config=config)
     finally:
-        done.set()
-        timer.join()
+        timer.cancel()
     assert fitted.status is ebm_pp.Status.INTERRUPTED
     assert where in fitted.detail
     assert all(p.isfinite().all() for p in fitted.model.parameters())
