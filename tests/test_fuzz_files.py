@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import json
 import math
@@ -226,19 +227,10 @@ def test_a_fit_with_another_setting_is_refused_by_its_path_or_works(data, value)
 
 
 # --- runs, by the command line ------------------------------------------------------------------
-PROGRAM = """
-import torch, pyro, pyro.distributions as dist
-from torch import nn
-class Program(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([0.1, -0.2]))
-    def forward(self):
-        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.5).to_event(1))
-        y = pyro.sample("y", dist.Gamma(2.0, 1.0))
-        pyro.factor("bend", self.w[0] * x.prod(-1) - 0.1 * (x**4).sum(-1))
-        pyro.factor("pull", self.w[1] * y)
-"""
+PROGRAM = (
+    "import torch, pyro, pyro.distributions as dist\nfrom torch import nn\n\n\n"
+    + inspect.getsource(Program)
+)
 
 
 @functools.cache
