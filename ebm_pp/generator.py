@@ -334,7 +334,14 @@ def _from_older(
     while (at := state.get(f"{prefix}layers.{len(saved)}.moved")) is not None:
         saved.append(torch.isin(index, at.cpu()))
     same = len(saved) == len(own) and all(map(torch.equal, saved, own))
-    if len(state.get(f"{prefix}loc", ())) == len(index) and not same:
+    if len(state.get(f"{prefix}loc", ())) != len(index):
+        return  # of another model: torch says what does not fit
+    if not all(at.any() for at in saved):
+        raise GeneratorError(
+            f"a layer of the saved flow moves none of its {len(index)} coordinates; expected one "
+            "at least.\n  Most likely a damaged file: save the fit again."
+        )
+    if not same:
         flow.layers = flow._stack(saved).to(flow.loc)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from fuzzing import as_users_call, names, odd, same, tried, weighing
 from hypothesis import example, given
@@ -224,6 +225,15 @@ def test_a_fit_with_another_setting_is_refused_by_its_path_or_works(data, value)
         assert isinstance(found.status, ebm_pp.Status)
         assert str(found)
         tried(ebm_pp.importance_sample, found, 10, seed=0)
+
+
+@pytest.mark.parametrize("at", [torch.tensor(3.0), torch.tensor([]), torch.tensor([7, 9]), 3.0])
+def test_a_layer_that_moves_nothing_is_of_a_damaged_file(at):
+    saved()
+    content = torch.load(HERE / "fit.pt", weights_only=True)
+    torch.save(changed(content, ("generator", "layers.0.moved"), at), HERE / "changed.pt")
+    with as_users_call(), pytest.raises(ebm_pp.CheckpointError, match=r"changed\.pt"):
+        ebm_pp.load(HERE / "changed.pt", Program())
 
 
 # --- runs, by the command line ------------------------------------------------------------------
