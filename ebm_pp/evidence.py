@@ -113,7 +113,7 @@ class Evidence:
         keeps_modes: whether the generator was trained by weighted forward KL.
         own: whether moments are compared with the policy's own draws instead of weighted ones:
             weights of whole trajectories are unusable, though every single step is fine.
-        away: where mass leaks, how far the base measure is from the rows.
+        away: how far the base measure is from the rows; None where its draws are dear.
         findings: what is wrong with rows themselves, each with whose rows these are.
     """
 
@@ -189,7 +189,7 @@ def measure(
         data=at_data,
         heavy_base=getattr(fit.generator, "raw_df", None) is not None,
         keeps_modes=loss in ("auto", "weighted_forward_kl"),
-        away=base_away(model, z_data) if rows is not None and len(z_leak) else None,
+        away=base_away(model, z_data) if rows is not None and model.batching != "loop" else None,
     )
 
 

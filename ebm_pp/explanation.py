@@ -69,8 +69,8 @@ def explain(problems: tuple[str, ...], found: Evidence, worst: str, gap: Gap) ->
         )
         + " the generator longer (generator_steps_max).",
         "leaked_mass": f"Leaking energy: {leak} of the model's mass is where data are not and the "
-        "generator hardly draws; draws of the base measure, or beyond it, find it. "
-        + _remedy(found.away),
+        "generator hardly draws; draws of the base measure, or beyond it, find it. Raise "
+        "base_share, train longer, or start from a tilt.",
         "wrong_factor": f"Wrong or missing factor: the data's mean of '{worst}' is "
         f"{shown(abs(gap.size), 2)} sd {'above' if gap.z > 0 else 'below'} the model's "
         f"({shown(abs(gap.z), 1)} standard errors), while the generator is fine. Train the energy "
@@ -84,7 +84,7 @@ def explain(problems: tuple[str, ...], found: Evidence, worst: str, gap: Gap) ->
         "of n).",
         "poor_mixing": "The chains mix poorly: raise n, or train the generator longer.",
     }[cause]
-    return where, text
+    return where, _base_first(found.away) + text
 
 
 def _gain(data: AtData | None) -> str:
@@ -95,14 +95,14 @@ def _gain(data: AtData | None) -> str:
     return f"the generator's own density is {shown(-data.gain, 2)} +- {error} nats a row better"
 
 
-def _remedy(away: Away | None) -> str:
-    """What helps against a leak; the energy may first have to undo a base far from the rows."""
+def _base_first(away: Away | None) -> str:
+    """A base measure that does not reach the rows, before what follows from it."""
     if away is None or away.spreads < FAR_BASE:
-        return "Raise base_share, train longer, or start from a tilt."
+        return ""
     return (
-        f"Most likely since the base measure does not reach the rows, whose middle is "
-        f"{away.spreads:.0f} of its spreads away in '{away.name}': give that site the data's "
-        "location and scale."
+        "Most likely the base measure does not reach the rows: half of them are "
+        f"{away.spreads:.0f} or more of its spreads from its middle in '{away.name}'. Give that "
+        "site the data's location and scale. If not that: "
     )
 
 

@@ -169,7 +169,7 @@ class Away(NamedTuple):
     """How far the base measure is from the rows.
 
     * name: the coordinate where it is farthest.
-    * spreads: from its middle to that of the rows, in spreads of the base measure.
+    * spreads: half of the rows are so many of its spreads from its middle, or more.
     """
 
     name: str
@@ -183,7 +183,7 @@ def base_away(model: EnergyModel, z_data: Float[Tensor, "n d"]) -> Away | None:
     if not model.proper or not len(line):
         return None
     base, spread = _middle(model.unconstrain(model.sample_base(BASE))[0][:, line])
-    away = ((_middle(z_data[:, line])[0] - base) / spread).abs()
+    away = ((z_data[:, line] - base) / spread).abs().median(0).values
     farthest = int(away.argmax())
     return Away(coordinate_names(model)[line[farthest]], away[farthest].item())
 
